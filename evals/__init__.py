@@ -1,0 +1,1 @@
+"""Whether a model is good: metrics, statistics, gates, report."""

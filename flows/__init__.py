@@ -1,0 +1,1 @@
+"""What is built from what: plans, the flow, the command line."""

@@ -1,0 +1,1 @@
+"""What every stage stands on: errors, specs, the store, child processes.  Imports nothing above itself."""

@@ -1,0 +1,46 @@
+"""From a stage, its spec and its inputs to an artifact.  No Prefect here: this is what a plain script would call."""
+
+from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from tasks.core.contract import Execution, Identity, Metrics, Run, Stage
+from tasks.core.spec import Spec
+from tasks.core.store import Artifact, Store
+
+Source = Artifact | Path
+"""what a stage reads: an upstream artifact, or a raw file or folder the plan names"""
+
+
+@dataclass(frozen=True)
+class Workshop:
+    """Where things are built: the store, the model cache, and how to run."""
+
+    store: Store
+    models: Path
+    execution: Execution = field(default_factory=Execution)
+
+    def identity(self, stage: Stage, spec: Spec, inputs: Mapping[str, Source]) -> Identity:
+        """What `stage` would build from these inputs."""
+        return Identity.of(stage, spec, {name: self._digest(source) for name, source in inputs.items()})
+
+    def build(
+        self, stage: Stage, spec: Spec, inputs: Mapping[str, Source], *, fresh: bool = False, run: Run | None = None
+    ) -> tuple[Artifact, bool]:
+        """The artifact of `stage`, and whether it was built now.  `run` carries the callbacks for log and progress."""
+        calls = run or Run(work=Path(), models=self.models)
+
+        def write(out: Path, work: Path) -> Metrics:
+            paths = {name: source if isinstance(source, Path) else source.path for name, source in inputs.items()}
+            here = Run(work, self.models, self.execution, calls.log, calls.progress)
+            with self._slot() if stage.heavy else nullcontext():
+                return stage.function(spec, paths, out, here)
+
+        return self.store.build(self.identity(stage, spec, inputs), write, fresh=fresh)
+
+    def _digest(self, source: Source) -> str:
+        return self.store.digests.digest(source) if isinstance(source, Path) else source.digest
+
+    def _slot(self) -> AbstractContextManager[None]:
+        return self.store.slot(self.execution.parallel)

@@ -1,0 +1,104 @@
+"""What a stage is: a pure typed function `(spec, inputs, out, run) -> metrics`, and the identity of what it builds.
+
+Identity decides the key and is hashed; `Execution` says where and how, and never is.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal, NamedTuple, TypeAlias
+
+from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt
+
+from tasks.core.spec import Json, Spec, canonical, sha256, to_json
+
+Kind = Literal[
+    "instructions", "preferences", "prompts", "texts", "policy", "reward_model", "answers", "scores", "verdict", "release"
+]
+Metrics: TypeAlias = dict[str, Json]
+Inputs: TypeAlias = Mapping[str, Path]
+"""input name -> directory of a finished artifact, or a raw file the plan names"""
+
+
+class Execution(BaseModel):
+    """Where and how, never what: nothing here may change a result beyond floating point."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """`auto` takes a GPU where there is one"""
+    processes: PositiveInt = 1
+    """processes of one training stage (one per GPU)"""
+    micro_batch: PositiveInt | None = None
+    """rows at once per process; default: the largest divisor of the global batch up to 8"""
+    gradient_checkpointing: bool = False
+    """less memory, 5-20 % slower"""
+    checkpoint_every: PositiveInt = 50
+    """optimiser steps between checkpoints"""
+    threads: PositiveInt | None = None
+    """CPU threads of one child; default: all cores shared by the stages that run at once"""
+    parallel: PositiveInt = 1
+    """training or scoring children at once on this machine"""
+    retries: int = Field(default=2, ge=0)
+    """how often a stage whose machine failed is started again"""
+    timeout_minutes: PositiveFloat = 24 * 60
+    """a stage that takes longer is ended"""
+
+
+class Progress(NamedTuple):
+    """How far a stage is: `step` of `total`, with the numbers worth watching."""
+
+    step: int
+    total: int
+    values: dict[str, float]
+
+
+@dataclass(frozen=True)
+class Run:
+    """What a stage gets beside its identity."""
+
+    work: Path
+    """private to this key and kept when the stage dies: checkpoints live here"""
+    models: Path
+    """the model cache: base models, written out once"""
+    execution: Execution = field(default_factory=Execution)
+    log: Callable[[str], None] = lambda line: None
+    progress: Callable[[Progress], None] = lambda progress: None
+
+
+StageFunction: TypeAlias = Callable[..., Metrics]
+"""`(spec, inputs, out, run) -> metrics`: read only `inputs`, write only under `out`, return plain JSON"""
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A kind of step.  Raise `version` when the same identity would now give another result."""
+
+    name: str
+    version: int
+    kind: Kind
+    function: StageFunction
+    texts: Callable[[Spec], Mapping[str, str]] = lambda spec: {}
+    """SQL and templates the result depends on: file name -> content"""
+    heavy: bool = False
+    """runs in a child process and takes a machine slot"""
+
+
+@dataclass(frozen=True)
+class Identity:
+    """Everything that decides an artifact, and its key."""
+
+    kind: Kind
+    fields: dict[str, Json]
+    key: str
+
+    @classmethod
+    def of(cls, stage: Stage, spec: Spec, digests: Mapping[str, str]) -> "Identity":
+        """Identity of `stage` under `spec` on inputs with the given content `digests` (input name -> sha256)."""
+        fields: dict[str, Json] = {
+            "stage": stage.name,
+            "version": stage.version,
+            "spec": to_json(spec),
+            "inputs": to_json(dict(digests)),
+            "texts": {name: sha256(text) for name, text in stage.texts(spec).items()},
+        }
+        return cls(stage.kind, fields, sha256(canonical(fields)))

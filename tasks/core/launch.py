@@ -1,0 +1,193 @@
+"""Child processes: every stage that touches torch runs in one, in a process group of its own.
+
+Its log and progress stream to the caller.  A timeout, a stop, or the death of this process kills the whole tree.  How it
+ended decides the error: what the child said itself, out of memory, killed, or a bug.
+"""
+
+import json
+import os
+import selectors
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections import deque
+from pathlib import Path
+
+from tasks.core.contract import Inputs, Metrics, Progress, Run
+from tasks.core.errors import ERRORS, AlignError, Killed, MachineError, OutOfMemory, TimedOut
+from tasks.core.files import remove, write_json
+from tasks.core.provenance import ROOT
+from tasks.core.secrets import redact
+from tasks.core.spec import Spec, to_json
+
+EVENT = "\x1e"
+"""a child's stdout line that starts with this is a progress event in JSON; every other line is its log"""
+MICRO_BATCH = "micro_batch"
+"""file in the work folder: what the child used; halved after it ran out of memory"""
+
+# The child asks the kernel to be killed with its parent, then becomes the program.  No preexec_fn: it is unsafe with threads.
+_TIED = (
+    "import ctypes,os,sys;ctypes.CDLL(None).prctl(1,9);"
+    "os.getppid()==int(sys.argv[1]) or os._exit(1);os.execv(sys.argv[2],sys.argv[2:])"
+)
+_POLL_SECONDS = 0.2
+_GRACE_SECONDS = 5.0
+_stop = threading.Event()
+
+
+class Stopped(BaseException):
+    """The caller asked every child to end."""
+
+
+def stop_children() -> None:
+    """End every running child and let none start: the flow is going down."""
+    _stop.set()
+
+
+def allow_children() -> None:
+    """Take `stop_children` back, for the next flow in this process."""
+    _stop.clear()
+
+
+def run_child(job: str, spec: Spec, inputs: Inputs, out: Path, run: Run) -> Metrics:
+    """Run `tasks.training`'s `job` on `spec` and `inputs`, writing under `out`; return its metrics.
+
+    Raises what the child raised, OutOfMemory, Killed, TimedOut, or AlignError for a crash nobody foresaw.
+    """
+    work = run.work
+    execution = run.execution.model_dump()
+    if (used := work / MICRO_BATCH).exists():
+        execution["micro_batch"] = int(used.read_text())
+    write_json(
+        work / "job.json",
+        {
+            "job": job,
+            "spec": to_json(spec),
+            "inputs": {name: str(path) for name, path in inputs.items()},
+            "out": str(out),
+            "work": str(work),
+            "models": str(run.models),
+            "execution": execution,
+        },
+    )
+    for name in ("metrics.json", "error.json"):
+        remove(work / name)
+    oom_kills = _oom_kills()
+    code, tail = _stream(_command(run.execution.processes), work, run)
+    if (work / "error.json").exists():
+        error = json.loads((work / "error.json").read_text())
+        raised = ERRORS.get(error["type"], AlignError)(error["message"])
+        raise _smaller(work, raised) if isinstance(raised, OutOfMemory) else raised
+    if code == 0 and (work / "metrics.json").exists():
+        return json.loads((work / "metrics.json").read_text())
+    if _oom_kills() > oom_kills:
+        raise _smaller(work, OutOfMemory(f"{job}: the kernel ended the child for want of memory"))
+    if code in (-signal.SIGKILL, -signal.SIGTERM, 128 + signal.SIGKILL, 128 + signal.SIGTERM):
+        raise Killed(f"{job}: the child was killed (exit {code}); it is started again from its last complete checkpoint")
+    raise AlignError(f"{job}: the child ended with exit {code} and left no result; its last words: {' / '.join(tail) or 'none'}")
+
+
+def _command(processes: int) -> list[str]:
+    module = ["-m", "tasks.training", "job.json"]
+    if processes == 1:
+        return [sys.executable, *module]
+    return [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}", *module]
+
+
+def _environment(run: Run) -> dict[str, str]:
+    threads = run.execution.threads or max(1, (os.cpu_count() or 1) // (run.execution.parallel * run.execution.processes))
+    environment = {
+        **os.environ,
+        "PYTHONPATH": os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]),
+        "PYTHONUNBUFFERED": "1",
+        "OMP_NUM_THREADS": str(threads),
+        "TOKENIZERS_PARALLELISM": "false",
+        "HF_HUB_OFFLINE": "1",  # a child gets paths of files that are here, never names to fetch
+        "HF_HUB_DISABLE_TELEMETRY": "1",
+        "TRANSFORMERS_VERBOSITY": "error",
+    }
+    if run.execution.device == "cpu":
+        environment |= {"CUDA_VISIBLE_DEVICES": "", "ACCELERATE_USE_CPU": "true"}
+    return environment
+
+
+def _stream(command: list[str], work: Path, run: Run) -> tuple[int, list[str]]:
+    """Run to the end, forwarding lines; return exit code and the last lines of the log."""
+    deadline = time.monotonic() + 60 * run.execution.timeout_minutes
+    tail: deque[str] = deque(maxlen=5)
+    process = subprocess.Popen(
+        [sys.executable, "-c", _TIED, str(os.getpid()), *command],
+        cwd=work, env=_environment(run), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL,
+        start_new_session=True,
+    )  # fmt: skip
+    try:
+        assert process.stdout is not None
+        os.set_blocking(process.stdout.fileno(), False)
+        with selectors.DefaultSelector() as ready:
+            ready.register(process.stdout, selectors.EVENT_READ)
+            pending = b""
+            while True:
+                if _stop.is_set():
+                    raise Stopped
+                if time.monotonic() > deadline:
+                    raise TimedOut(f"no result after {run.execution.timeout_minutes:g} minutes; raise execution.timeout_minutes?")
+                if not ready.select(_POLL_SECONDS):
+                    if process.poll() is not None:
+                        break  # a grandchild may hold the pipe open; the child itself is gone
+                    continue
+                chunk = process.stdout.read(65536)
+                if chunk == b"":
+                    break
+                *lines, pending = (pending + (chunk or b"")).split(b"\n")
+                for line in lines:
+                    _forward(line.decode(errors="replace"), run, tail)
+            _forward(pending.decode(errors="replace"), run, tail)
+        return process.wait(), list(tail)
+    finally:
+        _end(process)
+
+
+def _forward(line: str, run: Run, tail: deque[str]) -> None:
+    if line.startswith(EVENT):
+        run.progress(Progress(**json.loads(line[1:])))
+    elif text := redact(line.rpartition("\r")[2].strip()):
+        tail.append(text)
+        run.log(text)
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    """Kill what is left of the child's process group: politely, then for good."""
+    for number, seconds in ((signal.SIGTERM, _GRACE_SECONDS), (signal.SIGKILL, _GRACE_SECONDS)):
+        try:
+            os.killpg(process.pid, number)
+        except ProcessLookupError:
+            break
+        try:
+            process.wait(seconds)
+        except subprocess.TimeoutExpired:
+            continue
+        if number == signal.SIGTERM:
+            time.sleep(0.05)  # its own children, now orphans, get a moment before they are killed
+    process.wait()
+    if process.stdout:
+        process.stdout.close()
+
+
+def _smaller(work: Path, error: OutOfMemory) -> MachineError:
+    """Halve the micro-batch for the next attempt: accumulation doubles, the maths stays."""
+    used = work / MICRO_BATCH
+    size = int(used.read_text()) if used.exists() else 1
+    if size <= 1:
+        return MachineError(f"{error}, at one row at a time; shorten max_length, use qlora, or take a larger machine")
+    used.write_text(str(size // 2))
+    return OutOfMemory(f"{error}; the next attempt uses micro_batch {size // 2} instead of {size}")
+
+
+def _oom_kills() -> int:
+    try:
+        events = Path("/sys/fs/cgroup/memory.events").read_text().split()
+    except OSError:
+        return 0
+    return int(dict(zip(events[::2], events[1::2], strict=False)).get("oom_kill", 0))

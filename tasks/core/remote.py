@@ -1,0 +1,32 @@
+"""Artifacts on shared storage: any fsspec URL (s3://, gs://, file://).  Payload first, manifest last, as on disk."""
+
+from pathlib import Path
+
+import fsspec
+
+
+class Remote:
+    """`<url>/<kind>/<key>/...`: pushed after a local build, pulled when a key is missing here."""
+
+    def __init__(self, url: str) -> None:
+        self._files, self._root = fsspec.core.url_to_fs(url)
+
+    def push(self, path: Path, kind: str, key: str) -> None:
+        """Copy a finished artifact out; a reader never sees its manifest before its payload."""
+        there = f"{self._root}/{kind}/{key}"
+        names = sorted(
+            (file.relative_to(path).as_posix() for file in path.rglob("*") if file.is_file()),
+            key=lambda name: (name == "manifest.json", name),
+        )
+        for name in names:
+            self._files.makedirs(f"{there}/{name}".rpartition("/")[0], exist_ok=True)
+            self._files.put_file(str(path / name), f"{there}/{name}")
+
+    def pull(self, kind: str, key: str, into: Path) -> bool:
+        """Copy the artifact to `into/key`; False where there is none."""
+        there = f"{self._root}/{kind}/{key}"
+        if not self._files.exists(f"{there}/manifest.json"):
+            return False
+        (into / key).parent.mkdir(parents=True, exist_ok=True)
+        self._files.get(f"{there}/", f"{into / key}/", recursive=True)
+        return True
