@@ -1,0 +1,75 @@
+"""The child: read job.json in this folder, run one job, leave metrics.json, or error.json when it failed.
+
+A job is a module of this package with `run(spec, inputs, out, run) -> metrics`, the same shape as a stage function.
+"""
+
+import ctypes
+import json
+import os
+import sys
+import traceback
+import warnings
+from importlib import import_module
+from pathlib import Path
+from typing import get_type_hints
+
+from tasks.core.contract import Execution, Progress, Run
+from tasks.core.errors import AlignError, OutOfMemory
+from tasks.core.files import write_json
+from tasks.core.launch import EVENT
+from tasks.core.secrets import redact
+
+JOBS = ("sft", "reward", "dpo", "merge", "generate", "score", "rewards")
+
+
+def main(path: Path) -> int:
+    """Run the job that `path` describes; 0 when it left metrics."""
+    if os.environ.get("LOCAL_RANK"):
+        ctypes.CDLL(None).prctl(1, 9)  # one of several: die with the launcher
+    warnings.filterwarnings("ignore", category=FutureWarning, module="trl|transformers|peft")
+    job = json.loads(path.read_text())
+    work = Path(job["work"])
+    first = int(os.environ.get("RANK", "0")) == 0
+    try:
+        if job["job"] not in JOBS:
+            raise AlignError(f"{job['job']}: no such job; there are {', '.join(JOBS)}")  # noqa: TRY301
+        function = import_module(f"tasks.training.{job['job']}").run
+        spec = get_type_hints(function)["spec"].model_validate(job["spec"])
+        inputs = {name: Path(value) for name, value in job["inputs"].items()}
+        run = Run(work, Path(job["models"]), Execution(**job["execution"]), log=_log, progress=_progress)
+        metrics = function(spec, inputs, Path(job["out"]), run)
+    except BaseException as error:  # noqa: BLE001  this is the process's last line of defence: say it, then exit
+        _log(traceback.format_exc())
+        if not isinstance(error, Exception):
+            return 130
+        known = _classified(error)
+        write_json(work / "error.json", {"type": type(known).__name__, "message": redact(str(known))})
+        return known.exit_code
+    if first:
+        write_json(work / "metrics.json", metrics)
+    return 0
+
+
+def _classified(error: Exception) -> AlignError:
+    if isinstance(error, AlignError):
+        return error
+    text = str(error)
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError" or "can't allocate memory" in text:
+        return OutOfMemory(f"out of memory: {text.splitlines()[0] if text else 'allocation failed'}")
+    frames = traceback.extract_tb(error.__traceback__)
+    place = next((f for f in reversed(frames) if "site-packages" not in f.filename), frames[-1])
+    return AlignError(f"{type(error).__name__}: {text.splitlines()[0] if text else ''} (at {Path(place.filename).name}:{place.lineno})")
+
+
+def _log(line: str) -> None:
+    sys.stdout.write(line.rstrip("\n") + "\n")
+
+
+def _progress(progress: Progress) -> None:
+    sys.stdout.write(EVENT + json.dumps(progress._asdict()) + "\n")
+
+
+if __name__ == "__main__":
+    code = main(Path(sys.argv[1]))
+    sys.stdout.flush()
+    os._exit(code)  # skip the interpreter's tear-down of torch's thread pools: it can hang and has nothing left to do
