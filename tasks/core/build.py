@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from tasks.core.contract import Execution, Identity, Metrics, Run, Stage
+from tasks.core.files import any_locked
 from tasks.core.spec import Spec
 from tasks.core.store import Artifact, Store
 
@@ -43,4 +44,5 @@ class Workshop:
         return self.store.digests.digest(source) if isinstance(source, Path) else source.digest
 
     def _slot(self) -> AbstractContextManager[None]:
-        return self.store.slot(self.execution.parallel)
+        """One of this machine's places for heavy stages, over all runs and stores that share the model cache."""
+        return any_locked([self.models / ".slots" / str(i) for i in range(self.execution.parallel)])

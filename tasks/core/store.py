@@ -16,8 +16,9 @@ from typing import TYPE_CHECKING, get_args
 
 from tasks.core.contract import Identity, Kind, Metrics
 from tasks.core.errors import DataError
-from tasks.core.files import DigestCache, any_locked, file_digest, locked, remove, sync, tree, write_json
+from tasks.core.files import DigestCache, file_digest, locked, remove, sync, tree, write_json
 from tasks.core.provenance import provenance
+from tasks.core.secrets import refuse_secrets
 from tasks.core.spec import Json, canonical, sha256
 
 if TYPE_CHECKING:
@@ -181,7 +182,7 @@ class Store:
             "metrics": metrics,
             "provenance": provenance(seconds),
         }
-        canonical(manifest)  # what JSON cannot hold raises here, before anything is in place
+        refuse_secrets(canonical(manifest), f"{identity.fields['stage']}: its manifest")  # what JSON cannot hold raises here too
         write_json(out / MANIFEST, manifest)
         place = self._place(identity.kind, identity.key)
         place.parent.mkdir(parents=True, exist_ok=True)
@@ -211,12 +212,6 @@ class Store:
     def lock(self, name: str) -> Iterator[None]:
         """Hold a named lock of this store; a dead holder holds nothing."""
         with locked(self.root / ".locks" / name):
-            yield
-
-    @contextmanager
-    def slot(self, slots: int) -> Iterator[None]:
-        """Hold one of `slots` places of this machine, over all runs on this store."""
-        with any_locked([self.root / ".locks" / f"slot-{i}" for i in range(slots)]):
             yield
 
     def _place(self, kind: str, key: str) -> Path:
