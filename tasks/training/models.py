@@ -1,0 +1,163 @@
+# pyright: basic
+"""Load a policy or a reward model: from `model/` or the checked base, then its adapters, all but the last merged in memory.
+
+Only safetensors, no remote code, no network.  What does not match the record is refused, never guessed at.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import PeftConfig, PeftModel
+from transformers import (
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    BitsAndBytesConfig,
+    PreTrainedTokenizerBase,
+)
+from transformers.utils import logging as transformers_logging
+
+from tasks.core.contract import Run
+from tasks.core.errors import DataError, MachineError, SpecError
+from tasks.policy import ADAPTERS, MODEL, PolicyRecord, Task, check_base, read_record, template_digest, tokenizer_digest
+
+WEIGHTS = "adapter_model.safetensors"
+_LOCAL: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
+transformers_logging.disable_progress_bar()  # a child's stdout is for its log and its progress events
+_PEFT_TASKS = {"policy": "CAUSAL_LM", "reward": "SEQ_CLS"}
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A model ready for use, with what belongs to it."""
+
+    model: Any
+    """a transformers model, or a PeftModel whose active adapter is `default`"""
+    tokenizer: PreTrainedTokenizerBase
+    record: PolicyRecord
+    source: Path
+    """folder that the weights under the adapters and the tokenizer came from"""
+    device: torch.device
+
+
+def load(
+    policy: Path, run: Run, *, task: Task | None = None, trainable: bool = False, merged: bool = False, seed: int = 0
+) -> Loaded:
+    """Load the artifact in folder `policy`.
+
+    `task="reward"` on a policy puts a scalar head, fresh under `seed`, on its body.  `merged` merges the last adapter too
+    (the base is de-quantised first).  `trainable` leaves the last adapter, or without one every weight, requiring gradients;
+    else nothing does and dropout is off.
+    """
+    record = read_record(policy)
+    task = task or record.task
+    if task == "policy" and record.task == "reward":
+        raise DataError(f"{policy}: a reward model, where a policy is needed; swap the inputs?")
+    device = torch_device(run)
+    source = _source(policy, record, run)
+    tokenizer = AutoTokenizer.from_pretrained(source, **_LOCAL)
+    torch.manual_seed(seed)
+    model = _body(source, record, task, device, keep_float32=trainable and not record.adapters)
+    if record.quantization and merged:
+        model = model.dequantize().to(torch.float32)
+    folders = [policy / ADAPTERS / name for name in record.adapters]
+    for folder in folders if merged else folders[:-1]:
+        if record.quantization and not merged:
+            raise SpecError(
+                f"{policy}: {len(folders)} adapters on a 4-bit base would have to be merged into it; add a merge stage"
+            )
+        model = _with_adapter(model, folder, None).merge_and_unload()
+    if folders and not merged:
+        model = _with_adapter(model, folders[-1], _PEFT_TASKS[task], trainable=trainable)
+    elif trainable:
+        model.requires_grad_(True)
+    if task == "reward":
+        model.config.pad_token_id = pad_id(tokenizer)
+    if not trainable:
+        model.requires_grad_(False)
+    model.train(trainable)
+    return Loaded(model if record.quantization else model.to(device), tokenizer, record, source, device)
+
+
+def torch_device(run: Run) -> torch.device:
+    """The device that the run's execution asks for.  Raises MachineError for a GPU that is not there."""
+    wanted = run.execution.device
+    there = torch.cuda.is_available()
+    if wanted == "cuda" and not there:
+        raise MachineError("execution.device is cuda, but torch sees no GPU here; use auto or cpu?")
+    return torch.device("cuda" if there and wanted != "cpu" else "cpu")
+
+
+def pad_id(tokenizer: PreTrainedTokenizerBase) -> int:
+    """A token for padding that no text ends with, which matters to a reward model.
+
+    It scores a text at its last token that is not padding *by id*, so with pad = eos a text that ends in eos would be scored
+    one token early.  Causal attention and the mask make the choice irrelevant to everything else.
+    """
+    ends = {tokenizer.eos_token_id, *tail_ids(tokenizer)}
+    candidates = [tokenizer.pad_token_id, tokenizer.unk_token_id, tokenizer.bos_token_id, *range(len(ends) + 1)]
+    return next(token for token in candidates if token is not None and token not in ends)
+
+
+def tail_ids(tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """The tokens that the template puts after an assistant's words: stop token, newline, whatever it is."""
+    word = "answer"
+    messages = [{"role": "user", "content": "question"}, {"role": "assistant", "content": word}]
+    text = str(tokenizer.apply_chat_template(messages, tokenize=False))
+    return tokenizer.encode(text[text.rindex(word) + len(word) :], add_special_tokens=False)
+
+
+def stop_ids(tokenizer: PreTrainedTokenizerBase, model: Any = None) -> set[int]:
+    """Tokens that end a turn: the tokenizer's eos and those of the generation config."""
+    config = getattr(model, "generation_config", None)
+    more = getattr(config, "eos_token_id", None)
+    several = more if isinstance(more, list) else [more]
+    return {int(token) for token in (tokenizer.eos_token_id, *several) if token is not None}
+
+
+def quantization() -> BitsAndBytesConfig:
+    """NF4 with double quantisation (QLoRA, arXiv:2305.14314); heads stay as they are."""
+    compute = torch.bfloat16 if torch.cuda.is_available() else torch.float32
+    return BitsAndBytesConfig(
+        load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype=compute,
+        llm_int8_skip_modules=["lm_head", "score"],
+    )  # fmt: skip
+
+
+def _source(policy: Path, record: PolicyRecord, run: Run) -> Path:
+    """The folder of weights and tokenizer, checked against the record."""
+    source = policy / MODEL if (policy / MODEL).is_dir() else check_base(run.models, record.base)
+    for what, found, wanted in (
+        ("tokenizer", tokenizer_digest(source), record.tokenizer),
+        ("chat template", template_digest(source), record.template),
+    ):
+        if found != wanted:
+            raise DataError(
+                f"{source}: its {what} has sha256 {found[:12]}, the policy was trained with {wanted[:12]}; restore the file, "
+                "or train again with this one"
+            )
+    for name in record.adapters:
+        if not (policy / ADAPTERS / name / WEIGHTS).is_file():
+            raise DataError(f"{policy / ADAPTERS / name}: no {WEIGHTS} here, but the record's chain needs it")
+    return source
+
+
+def _body(source: Path, record: PolicyRecord, task: Task, device: torch.device, *, keep_float32: bool) -> Any:
+    extra: dict[str, Any] = {"dtype": torch.float32 if device.type == "cpu" or keep_float32 else torch.bfloat16}
+    if record.quantization == "nf4":
+        extra |= {"quantization_config": quantization(), "device_map": {"": str(device)}}
+    if task == "policy":
+        return AutoModelForCausalLM.from_pretrained(source, use_safetensors=True, **_LOCAL, **extra)
+    return AutoModelForSequenceClassification.from_pretrained(source, num_labels=1, use_safetensors=True, **_LOCAL, **extra)
+
+
+def _with_adapter(model: Any, folder: Path, peft_task: str | None, *, trainable: bool = False) -> Any:
+    """`model` with the adapter of `folder` as `default`; under another task its own head, if it has none yet, stays fresh."""
+    config = PeftConfig.from_pretrained(folder)
+    config.task_type = peft_task
+    config.inference_mode = not trainable
+    return PeftModel.from_pretrained(
+        model, folder, config=config, is_trainable=trainable, local_files_only=True, use_safetensors=True
+    )

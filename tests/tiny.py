@@ -1,0 +1,66 @@
+"""A tiny random Llama with a byte-level BPE tokenizer and a ChatML-like template, for tests that need a real model in seconds."""
+
+import hashlib
+import json
+import random
+from pathlib import Path
+
+from tasks.core.files import file_digest, tree
+from tasks.policy import Base, PolicyRecord, base_path, template_digest, tokenizer_digest, write_record
+
+TEMPLATE = (
+    "{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\\n' + m['content'] + '<|im_end|>' + '\\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"
+)
+WORDS = ["red", "blue", "green", "one", "two", "three", "cat", "dog", "bird", "says", "what", "is", "the", "colour", "of", "sky", "grass", "yes", "no", "maybe", "please", "thank", "you"]
+
+
+def sentences(count: int, seed: int = 0) -> list[str]:
+    """Deterministic nonsense of 3 to 8 words each."""
+    draw = random.Random(seed)
+    return [" ".join(draw.choices(WORDS, k=draw.randint(3, 8))) for _ in range(count)]
+
+
+def write_model(folder: Path, *, layers: int = 2, hidden: int = 32, seed: int = 0) -> Path:
+    """Write model, tokenizer and template of the tiny Llama to `folder`; pad == eos == <|im_end|>, as SmolLM has it."""
+    import torch
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+    from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+    special = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
+    bpe = Tokenizer(models.BPE())
+    bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    bpe.decoder = decoders.ByteLevel()
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(vocab_size=320, special_tokens=special, initial_alphabet=alphabet, show_progress=False)
+    bpe.train_from_iterator(sentences(200) + ["user assistant system"] * 50, trainer)
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=bpe, eos_token="<|im_end|>", pad_token="<|im_end|>", bos_token="<|im_start|>", unk_token="<|endoftext|>"
+    )
+    tokenizer.chat_template = TEMPLATE
+    tokenizer.save_pretrained(folder)
+    torch.manual_seed(seed)
+    config = LlamaConfig(
+        vocab_size=len(tokenizer), hidden_size=hidden, intermediate_size=2 * hidden, num_hidden_layers=layers,
+        num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=256, tie_word_embeddings=True,
+        bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id,
+    )  # fmt: skip
+    LlamaForCausalLM(config).save_pretrained(folder)
+    return folder
+
+
+def write_policy(out: Path, models: Path, source: Path, name: str = "tiny") -> Path:
+    """Put the model of `source` into the model cache `models` and write the `policy` artifact that starts from it to `out`."""
+    files = {file.relative_to(source).as_posix(): file_digest(file) for file in tree(source)}
+    revision = "sha256:" + hashlib.sha256(json.dumps(files, sort_keys=True).encode()).hexdigest()
+    base = Base(name=name, revision=revision, files=files)
+    place = base_path(models, base)
+    if not place.exists():
+        place.mkdir(parents=True)
+        for file in tree(source):
+            (place / file.relative_to(source)).write_bytes(file.read_bytes())
+    out.mkdir(parents=True, exist_ok=True)
+    write_record(
+        out, PolicyRecord(task="policy", base=base, tokenizer=tokenizer_digest(source), template=template_digest(source))
+    )
+    return out
