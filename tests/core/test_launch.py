@@ -1,0 +1,164 @@
+"""Child processes: streamed, classified, and never left behind."""
+
+import os
+import signal
+import sys
+import textwrap
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+from tasks.core import launch
+from tasks.core.contract import Execution, Progress, Run
+from tasks.core.errors import AlignError, DataError, Killed, MachineError, OutOfMemory, TimedOut
+from tasks.core.spec import Spec
+
+
+class Nothing(Spec):
+    pass
+
+
+@pytest.fixture
+def child(tmp_path, monkeypatch):
+    """Run a script in place of the training module; return what `run_child` returned, its log and its progress."""
+    log: list[str] = []
+    seen: list[Progress] = []
+
+    def start(script: str, **execution: object):
+        path = tmp_path / "script.py"
+        path.write_text("import json, os, sys, time\nfrom pathlib import Path\n" + textwrap.dedent(script))
+        monkeypatch.setattr(launch, "_command", lambda processes: [sys.executable, str(path)])
+        run = Run(tmp_path, tmp_path, Execution(**execution), log.append, seen.append)
+        return launch.run_child("job", Nothing(), {}, tmp_path / "out", run)
+
+    start.log, start.seen, start.work = log, seen, tmp_path
+    return start
+
+
+def test_returns_metrics_and_streams_log_and_progress(child):
+    metrics = child(
+        r"""
+        print("loading")
+        print("\x1e" + json.dumps({"step": 1, "total": 2, "values": {"loss": 0.5}}))
+        print("bar 1%\rbar 2%")
+        sys.stderr.write("warned\n")
+        sys.stdout.write("no newline at the end")
+        Path("metrics.json").write_text('{"loss": 0.25}')
+        """
+    )
+    assert metrics == {"loss": 0.25}
+    assert sorted(child.log) == ["bar 2%", "loading", "no newline at the end", "warned"]
+    assert child.seen == [Progress(1, 2, {"loss": 0.5})]
+
+
+def test_secrets_are_blanked_out_of_the_log(child, monkeypatch):
+    monkeypatch.setenv("HF_TOKEN", "hf_abcdefghijkl")
+    child("print('token', os.environ['HF_TOKEN']); Path('metrics.json').write_text('{}')")
+    assert child.log == ["token <HF_TOKEN>"]
+
+
+@pytest.mark.parametrize(
+    ("script", "error", "says"),
+    [
+        ("Path('error.json').write_text(json.dumps({'type': 'DataError', 'message': 'no rows'})); sys.exit(2)", DataError, "no rows"),
+        ("os.kill(os.getpid(), 9)", Killed, "killed"),
+        ("os.kill(os.getpid(), 15)", Killed, "killed"),
+        ("os.kill(os.getpid(), 11)", AlignError, "exit -11"),
+        ("print('last words'); sys.exit(1)", AlignError, "last words"),
+        ("sys.exit(0)", AlignError, "left no result"),
+    ],
+)
+def test_the_way_it_ended_decides_the_error(child, script, error, says):
+    with pytest.raises(error, match=says) as raised:
+        child(script)
+    assert type(raised.value) is error
+
+
+def test_out_of_memory_halves_the_micro_batch_until_one_row_is_left(child):
+    script = """
+        size = json.loads(Path("job.json").read_text())["execution"]["micro_batch"] or 4
+        Path("micro_batch").write_text(str(size))
+        print("used", size)
+        Path("error.json").write_text(json.dumps({"type": "OutOfMemory", "message": "out of memory"}))
+        sys.exit(4)
+        """
+    for left in (2, 1):
+        with pytest.raises(OutOfMemory, match=f"micro_batch {left} instead"):
+            child(script)
+    with pytest.raises(MachineError, match="at one row at a time") as raised:
+        child(script)
+    assert not isinstance(raised.value, OutOfMemory)
+    assert child.log == ["used 4", "used 2", "used 1"]
+
+
+def test_an_old_result_is_never_taken_for_a_new_one(child):
+    child("Path('metrics.json').write_text('{\"old\": 1}')")
+    with pytest.raises(AlignError, match="left no result"):
+        child("sys.exit(0)")
+
+
+def gone(pid: int, seconds: float = 8) -> bool:
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        state = Path(f"/proc/{pid}/stat")
+        if not state.exists() or state.read_text().rpartition(")")[2].split()[0] == "Z":
+            return True
+        time.sleep(0.05)
+    return False
+
+
+FAMILY = """
+    import subprocess
+    grandchild = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
+    Path("pids").write_text(f"{os.getpid()} {grandchild.pid}")
+    time.sleep(600)
+"""
+
+
+def test_a_timeout_kills_the_whole_tree(child):
+    with pytest.raises(TimedOut, match="timeout_minutes"):
+        child(FAMILY, timeout_minutes=2 / 60)
+    assert all(gone(int(pid)) for pid in (child.work / "pids").read_text().split())
+
+
+def test_a_stop_from_another_thread_kills_the_whole_tree(child):
+    def stop() -> None:
+        while not (child.work / "pids").exists():
+            time.sleep(0.05)
+        launch.stop_children()
+
+    thread = threading.Thread(target=stop)
+    thread.start()
+    try:
+        with pytest.raises(launch.Stopped):
+            child(FAMILY)
+    finally:
+        launch.allow_children()
+        thread.join()
+    assert all(gone(int(pid)) for pid in (child.work / "pids").read_text().split())
+
+
+def test_a_killed_parent_takes_its_child_with_it(tmp_path):
+    (tmp_path / "child.py").write_text(
+        "import os, time\nopen('pid.draft', 'w').write(str(os.getpid()))\nos.rename('pid.draft', 'pid')\ntime.sleep(600)\n"
+    )
+    script = f"""
+import sys
+from pathlib import Path
+from tasks.core import launch
+from tasks.core.contract import Run
+from tasks.core.spec import Spec
+class Nothing(Spec): pass
+launch._command = lambda processes: [sys.executable, {str(tmp_path / "child.py")!r}]
+launch.run_child("job", Nothing(), {{}}, Path("out"), Run(Path({str(tmp_path)!r}), Path()))
+"""
+    parent = os.spawnl(os.P_NOWAIT, sys.executable, sys.executable, "-c", script)
+    pid = tmp_path / "pid"
+    deadline = time.monotonic() + 20
+    while not pid.exists() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    os.kill(parent, signal.SIGKILL)
+    os.waitpid(parent, 0)
+    assert gone(int(pid.read_text()))
