@@ -68,6 +68,16 @@ class Artifact:
         return self.manifest["metrics"]  # pyright: ignore[reportReturnType]
 
     @property
+    def provenance(self) -> dict[str, Json]:
+        """When, on what, with which versions; never part of the identity."""
+        return self.manifest["provenance"]  # pyright: ignore[reportReturnType]
+
+    @property
+    def created(self) -> str:
+        """UTC time of the build, ISO 8601."""
+        return str(self.provenance["created"])
+
+    @property
     def inputs(self) -> dict[str, str]:
         """Input name -> content digest."""
         return self.identity["inputs"]  # pyright: ignore[reportReturnType]
@@ -126,6 +136,17 @@ class Store:
         for path in sorted(paths, key=lambda manifest: (manifest.stat().st_mtime_ns, manifest)):
             if artifact := self._read(path.parent):
                 yield artifact
+
+    def ref(self, artifact: Artifact) -> str:
+        """How stages name an artifact to each other: `kind/key`."""
+        return f"{artifact.kind}/{artifact.key}"
+
+    def at(self, ref: str) -> Artifact:
+        """The artifact of a reference.  Raises DataError if it is gone."""
+        kind, _, key = ref.partition("/")
+        if artifact := self.find(kind, key):
+            return artifact
+        raise DataError(f"{ref}: it was here when its stage ended and is gone or damaged now; run again and it is rebuilt")
 
     def named(self, prefix: str) -> Artifact:
         """The one artifact whose key or digest starts with `prefix`.  Raises DataError for none or several."""

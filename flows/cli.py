@@ -1,0 +1,217 @@
+"""The command `align`.  Heavy imports live inside the command bodies, so that `--help` is instant.
+
+Exit codes: 0 fine, 1 a bug, 2 the plan or the data, 3 a gate, 4 the machine.
+"""
+
+import os
+import sys
+from pathlib import Path
+from typing import Annotated, Any, NoReturn, Optional
+
+import typer
+
+cli = typer.Typer(no_args_is_help=True, add_completion=True, pretty_exceptions_enable=False, help=__doc__.partition("\n")[0])
+
+PlanPath = Annotated[Path, typer.Argument(metavar="PLAN", help="a plan file, for example flows/plans/demo.yaml")]
+Set = Annotated[Optional[list[str]], typer.Option("--set", metavar="FIELD=VALUE", help="change one field, e.g. policy.beta=0.2")]
+Json = Annotated[bool, typer.Option("--json", help="print JSON for machines")]
+StoreRoot = Annotated[Optional[Path], typer.Option("--store", help="the store; default ALIGN_STORE or ./store")]
+
+
+def main() -> NoReturn:
+    """Run the command line; an error is one sentence and an exit code, never a traceback."""
+    from tasks.core.errors import AlignError
+
+    try:
+        sys.exit(cli(standalone_mode=True))
+    except AlignError as error:
+        if os.environ.get("ALIGN_TRACEBACK"):
+            raise
+        from flows.console import complain
+
+        complain(error)
+        sys.exit(error.exit_code)
+    except KeyboardInterrupt:
+        sys.exit(130)
+
+
+@cli.command()
+def run(
+    plan: PlanPath,
+    set_: Set = None,
+    record: Annotated[bool, typer.Option("--record", help="write the run to Prefect even if there is nothing to do")] = False,
+    json_: Json = False,
+) -> None:
+    """Build what PLAN asks for and is missing, judge it, release it.  Example: align run flows/plans/demo.yaml"""
+    from flows.execute import execute
+
+    execute(plan, set_ or [], record=record, json_output=json_)
+
+
+@cli.command()
+def rerun(
+    stage: Annotated[str, typer.Argument(help="name of the stage, as `align plan` prints it")],
+    plan: PlanPath,
+    set_: Set = None,
+    json_: Json = False,
+) -> None:
+    """Build one STAGE of PLAN afresh; the rest comes from the store.  Example: align rerun dpo flows/plans/demo.yaml"""
+    from flows.execute import execute
+
+    execute(plan, set_ or [], stage=stage, json_output=json_)
+
+
+@cli.command()
+def plan(plan: PlanPath, set_: Set = None, json_: Json = False) -> None:
+    """Show each stage of PLAN: built or missing, and which field changed.  Example: align plan flows/plans/demo.yaml"""
+    from flows.console import out, steps_json, steps_table
+    from flows.explain import Explain
+    from flows.pipeline import pipeline
+    from flows.plan import load
+
+    asked = load(plan, set_ or [])
+    explained = Explain(asked.workshop())
+    pipeline(asked, explained)
+    if json_:
+        _print_json(steps_json(explained.steps))
+    else:
+        out().print(steps_table(asked.name, explained.steps))
+
+
+@cli.command()
+def gates(plan: PlanPath, set_: Set = None, json_: Json = False) -> None:
+    """Show the gates of PLAN as they were judged last.  Example: align gates flows/plans/demo.yaml"""
+    from flows.inspect import verdict_of
+
+    verdict_of(plan, set_ or [], json_output=json_)
+
+
+@cli.command()
+def show(name: Annotated[str, typer.Argument(help="key of an artifact, or a run")], store: StoreRoot = None, json_: Json = False) -> None:
+    """Show an artifact by the start of its key, or a run by its name.  Example: align show 3f2a91"""
+    from flows.inspect import show as shown
+
+    shown(_store(store), name, json_output=json_)
+
+
+@cli.command()
+def diff(a: str, b: str, store: StoreRoot = None, json_: Json = False) -> None:
+    """Show which fields of two artifacts differ, down to their inputs.  Example: align diff 3f2a91 77c0de"""
+    from flows.inspect import diff as compared
+
+    compared(_store(store), a, b, json_output=json_)
+
+
+@cli.command()
+def lineage(
+    release: Annotated[str, typer.Argument(help="a channel, or the start of an artifact's key")], store: StoreRoot = None
+) -> None:
+    """Show everything an artifact was made of.  Example: align lineage champion"""
+    from flows.inspect import lineage as traced
+
+    traced(_store(store), release)
+
+
+@cli.command()
+def releases(store: StoreRoot = None, json_: Json = False) -> None:
+    """List the channels, what they point to and what they pointed to.  Example: align releases"""
+    from flows.inspect import releases as listed
+
+    listed(_store(store), json_output=json_)
+
+
+@cli.command()
+def rollback(channel: str, why: Annotated[str, typer.Option("--why", help="kept in the history")] = "", store: StoreRoot = None) -> None:
+    """Point CHANNEL to the release before.  Example: align rollback champion --why "complaints about tone" """
+    from flows.inspect import roll_back
+
+    roll_back(_store(store), channel, why)
+
+
+@cli.command()
+def export(
+    release: Annotated[str, typer.Argument(help="a channel, or the start of a release's key")],
+    folder: Annotated[Path, typer.Argument(help="a new folder")],
+    store: StoreRoot = None,
+) -> None:
+    """Copy a release to FOLDER as a transformers model with its card.  Example: align export champion ./my-model"""
+    from flows.inspect import export as exported
+
+    exported(_store(store), release, folder)
+
+
+@cli.command()
+def gc(
+    store: StoreRoot = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="only say what would go")] = False,
+    keep_days: Annotated[float, typer.Option(help="keep whatever is younger")] = 14,
+    json_: Json = False,
+) -> None:
+    """Delete artifacts that no release and no plan's last run needs.  Example: align gc --dry-run"""
+    from flows.gc import collect
+
+    collect(_store(store), dry_run=dry_run, keep_days=keep_days, json_output=json_)
+
+
+@cli.command()
+def methods(json_: Json = False) -> None:
+    """List the fine-tuning methods and what each supports.  Example: align methods"""
+    from flows.inspect import methods as listed
+
+    listed(json_output=json_)
+
+
+@cli.command()
+def ui(
+    port: Annotated[int, typer.Option(help="on 127.0.0.1")] = 4200,
+    database: Annotated[Optional[str], typer.Option(help="postgresql+asyncpg://... for a team; default SQLite")] = None,
+    store: StoreRoot = None,
+) -> None:
+    """Run the Prefect server and UI on loopback; `align run` finds it.  Example: align ui --port 4200"""
+    from flows.server import serve
+
+    serve(_store_root(store), port, database or os.environ.get("ALIGN_DATABASE"))
+
+
+@cli.command()
+def deploy(plan: PlanPath, set_: Set = None) -> None:
+    """Register PLAN and its schedule with the server, for `align worker`.  Example: align deploy flows/plans/nightly.yaml"""
+    from flows.deploy import register
+
+    register(plan, set_ or [])
+
+
+@cli.command()
+def worker(store: StoreRoot = None) -> None:
+    """Serve deployed plans on this machine until interrupted.  Example: align worker"""
+    from flows.deploy import work
+
+    work(_store_root(store))
+
+
+@cli.command()
+def doctor(json_: Json = False) -> None:
+    """Check this machine: versions, GPU, memory, model cache, server.  Example: align doctor"""
+    from flows.inspect import doctor as checked
+
+    checked(json_output=json_)
+
+
+def _store_root(named: Path | None) -> Path:
+    return (named or Path(os.environ.get("ALIGN_STORE") or "store")).absolute()
+
+
+def _store(named: Path | None) -> Any:  # noqa: ANN401  the store's module is too slow to import for `--help`
+    from tasks.core.errors import SpecError
+    from tasks.core.store import Store
+
+    root = _store_root(named)
+    if not root.is_dir():
+        raise SpecError(f"{root}: no store here; name one with --store, or build one with `align run`")
+    return Store(root)
+
+
+def _print_json(value: object) -> None:
+    import json
+
+    typer.echo(json.dumps(value, indent=2, ensure_ascii=False))

@@ -1,0 +1,148 @@
+"""What the terminal shows: tables of stages and gates, and live lines while a flow runs."""
+
+import sys
+import threading
+import time
+from collections.abc import Sequence
+from contextlib import contextmanager
+from collections.abc import Iterator
+
+from rich.console import Console
+from rich.live import Live
+from rich.table import Table
+from rich.text import Text
+
+from flows.explain import Step
+from tasks.core.contract import Progress
+from tasks.core.errors import AlignError, GateError
+from tasks.core.spec import Json
+
+_STATES = {"built": "green", "cached": "cyan", "missing": "yellow", "waits": "dim", "failed": "red"}
+_QUIET_SECONDS = 15.0
+"""without a terminal, a line of progress per stage this often"""
+
+
+def out() -> Console:
+    """Standard output; wide enough for a table when it is not a terminal."""
+    return Console(width=None if sys.stdout.isatty() else 140, highlight=False)
+
+
+def complain(error: AlignError) -> None:
+    """One sentence on standard error."""
+    style = "yellow" if isinstance(error, GateError) else "red"
+    console = Console(stderr=True, highlight=False, soft_wrap=True)
+    console.print(Text(f"{type(error).__name__}: ", style=f"bold {style}") + Text(str(error)))
+
+
+def duration(seconds: float | None) -> str:
+    """Seconds as people say them.
+
+    >>> [duration(s) for s in (None, 0.04, 7.25, 130, 7300)]
+    ['-', '0.0 s', '7.2 s', '2 m 10 s', '2 h 01 m']
+    """
+    if seconds is None:
+        return "-"
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes} m {rest:02d} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60:02d} m"
+
+
+def steps_table(name: str, steps: Sequence[Step]) -> Table:
+    """The stages of a plan: state, key, what they read, what changed."""
+    counts = {state: sum(step.state == state for step in steps) for state in ("built", "missing", "waits")}
+    title = f"{name}: " + ", ".join(f"{count} {state}" for state, count in counts.items() if count)
+    table = Table(title=title, title_justify="left", box=None, pad_edge=False, padding=(0, 2, 0, 0))
+    for column in ("stage", "state", "key", "reads", "took", "why"):
+        table.add_column(column, overflow="fold", no_wrap=column in ("stage", "state", "key", "took"))
+    for step in steps:
+        reads = ", ".join(value.name if isinstance(value, Step) else value.name for value in step.inputs.values())
+        key = step.identity.key[:12] if step.identity else "-"
+        state = Text(step.state, style=_STATES[step.state])
+        table.add_row(step.name, state, key, reads, duration(step.seconds), "\n".join(step.why[:6]))
+    return table
+
+
+def steps_json(steps: Sequence[Step]) -> list[dict[str, Json]]:
+    """The same for machines."""
+    return [
+        {
+            "stage": step.name,
+            "state": step.state,
+            "key": step.identity.key if step.identity else None,
+            "digest": step.artifact.digest if step.artifact else None,
+            "reads": {key: value.name for key, value in step.inputs.items()},
+            "why": list(step.why),
+            "seconds": step.seconds,
+        }
+        for step in steps
+    ]
+
+
+class Watch:
+    """Listens to a flow of this process and shows it: a line per finished stage, live lines for the running ones."""
+
+    def __init__(self, console: Console) -> None:
+        self._console = console
+        self._lock = threading.Lock()
+        self._running: dict[str, tuple[float, Progress | None, str]] = {}
+        self._told: dict[str, float] = {}
+
+    @contextmanager
+    def showing(self) -> Iterator["Watch"]:
+        """Keep the live lines on screen while the body runs."""
+        if not self._console.is_terminal:
+            yield self
+            return
+        with Live(get_renderable=self._render, console=self._console, refresh_per_second=4, transient=True):
+            yield self
+
+    def __call__(self, event: object) -> None:
+        """Take one event of `tasks.stage`."""
+        from tasks.stage import Event
+
+        assert isinstance(event, Event)
+        with self._lock:
+            now = time.monotonic()
+            if event.what == "started":
+                self._running[event.stage] = (now, None, "")
+            elif event.what == "progress" and event.stage in self._running:
+                since, _, text = self._running[event.stage]
+                self._running[event.stage] = (since, event.progress, text)
+                self._tell(event.stage, now)
+            elif event.what == "log" and event.stage in self._running:
+                since, progress, _ = self._running[event.stage]
+                self._running[event.stage] = (since, progress, event.text)
+            elif event.what in ("built", "cached", "failed"):
+                self._running.pop(event.stage, None)
+                self._console.print(self._ended(event.stage, event.what, event.seconds, event.artifact, event.text))
+
+    def _ended(self, stage: str, what: str, seconds: float, artifact: object, error: str) -> Text:
+        from tasks.core.store import Artifact
+        from tasks.present import headline
+
+        mark = {"built": "✔", "cached": "=", "failed": "✘"}[what]
+        said = headline(artifact) if isinstance(artifact, Artifact) else error
+        line = Text(f" {mark} {stage:<18}", style=_STATES[what])
+        return line + Text(f"{what:<7} {duration(seconds):>9}  ", style="dim") + Text(said)
+
+    def _tell(self, stage: str, now: float) -> None:
+        if self._console.is_terminal or now - self._told.get(stage, 0) < _QUIET_SECONDS:
+            return
+        self._told[stage] = now
+        self._console.print(self._line(stage, *self._running[stage]))
+
+    def _render(self) -> Table:
+        table = Table.grid()
+        with self._lock:
+            for stage, state in self._running.items():
+                table.add_row(self._line(stage, *state))
+        return table
+
+    def _line(self, stage: str, since: float, progress: Progress | None, text: str) -> Text:
+        line = Text(f" ▸ {stage:<18}", style="yellow") + Text(f"{'':<7} {duration(time.monotonic() - since):>9}  ", style="dim")
+        if progress is None:
+            return line + Text(text[:90], style="dim")
+        filled = round(20 * progress.step / max(1, progress.total))
+        values = "  ".join(f"{name} {value:.4g}" for name, value in progress.values.items())
+        return line + Text("━" * filled, style="green") + Text("━" * (20 - filled), style="dim") + f" {progress.step}/{progress.total}  {values}"

@@ -1,0 +1,101 @@
+"""`align run` and `align rerun`: answer from the store where that is enough, else run the flow."""
+
+import logging
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from flows.console import Watch, duration, out
+from flows.explain import Explain, Step
+from flows.inspect import print_verdict, read_verdict
+from flows.pipeline import pipeline
+from flows.plan import Plan, load
+from flows.server import prepare
+from tasks.core.errors import SpecError
+from tasks.core.store import Artifact
+from tasks.release import channel, promote, refusal
+
+
+def execute(
+    path: Path, overrides: Sequence[str], *, stage: str | None = None, record: bool = False, json_output: bool = False
+) -> None:
+    """Run the plan; with `stage`, that one afresh.  Raises GateError if a gate says no."""
+    started = time.monotonic()
+    plan = load(path, overrides)
+    steps = look(plan)
+    if stage is not None and stage not in steps:
+        raise SpecError(f"{stage}: the plan has no such stage; it has {', '.join(steps)}")
+    if stage is None and not record and up_to_date(plan, steps):
+        result = "up to date"
+    else:
+        run_flow(plan, stage)
+        steps = look(plan)
+        result = "released"
+    _tell(plan, steps, result, time.monotonic() - started, json_output=json_output)
+
+
+def look(plan: Plan) -> dict[str, Step]:
+    """Every stage as the store sees it now, by name."""
+    explained = Explain(plan.workshop())
+    pipeline(plan, explained)
+    return {step.name: step for step in explained.steps}
+
+
+def up_to_date(plan: Plan, steps: dict[str, Step]) -> bool:
+    """Whether the store alone can answer.  Raises GateError if its answer is that a gate said no."""
+    missing = [name for name, step in steps.items() if step.artifact is None]
+    verdict = steps["verdict"].artifact
+    if missing == ["release"] and verdict is not None and (no := refusal(verdict.path)):
+        print_verdict(out(), verdict)
+        raise no
+    if missing:
+        return False
+    release = steps["release"].artifact
+    assert release is not None
+    promote(plan.workshop().store, plan.release.channel, release)
+    return True
+
+
+def run_flow(plan: Plan, stage: str | None) -> None:
+    """Run the plan as a Prefect flow in this process, shown in the terminal."""
+    server = prepare(plan.store.root)
+    console = out()
+    where = f"recorded at {server.removesuffix('/api')}" if server else "no server running: using a temporary one"
+    console.print(f"[bold]{plan.name}[/bold]  store {plan.store.root}  ({where})")
+    from flows.align import LISTENERS, align
+
+    _quiet_prefect()
+    watch = Watch(console)
+    LISTENERS.append(watch)
+    try:
+        with watch.showing():
+            align(plan, stage)
+    finally:
+        LISTENERS.remove(watch)
+        verdict = look(plan)["verdict"].artifact
+        if verdict:
+            print_verdict(console, verdict)
+
+
+def _quiet_prefect() -> None:
+    """Prefect's own lines go to its server, not to this terminal: `Watch` says the same in fewer words."""
+    for name in ("prefect", "prefect.flow_runs", "prefect.task_runs", "prefect.events"):
+        for handler in logging.getLogger(name).handlers:
+            if type(handler).__name__ == "PrefectConsoleHandler":
+                handler.setLevel(logging.CRITICAL)
+
+
+def _tell(plan: Plan, steps: dict[str, Step], result: str, seconds: float, *, json_output: bool) -> None:
+    release: Artifact | None = steps["release"].artifact
+    assert release is not None
+    points_to = channel(plan.workshop().store, plan.release.channel)
+    if json_output:
+        import json
+
+        import typer
+
+        verdict = read_verdict(steps["verdict"].artifact)
+        typer.echo(json.dumps({"result": result, "release": release.key, "channel": plan.release.channel, "points_to": points_to, "verdict": verdict}))
+        return
+    note = "" if points_to == release.key else f" (the channel points to {points_to[:12] if points_to else 'nothing'}: it was rolled back)"
+    out().print(f"[bold green]{result}[/]: {plan.release.channel} = release {release.key[:12]}{note}, in {duration(seconds)}")

@@ -1,0 +1,288 @@
+"""The plan: one closed YAML file, everything that is asked for.  Loading says in one sentence what is wrong with it."""
+
+import difflib
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Generic, TypeVar
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic_core import ErrorDetails
+
+from evals.gates import Gate
+from tasks.base import BaseSpec, is_embedded
+from tasks.core.build import Workshop
+from tasks.core.contract import Execution
+from tasks.core.errors import SpecError
+from tasks.core.spec import Json
+from tasks.core.store import Store
+from tasks.curate import InstructionsSpec, PreferencesSpec, PromptsSpec, TextsSpec
+from tasks.generate import AnswersSpec
+from tasks.judge import VerdictSpec
+from tasks.measure import MetricsSpec, RewardsSpec, ScoresSpec
+from tasks.merge import MergeSpec
+from tasks.release import ReleaseSpec
+from tasks.train import DpoSpec, RewardSpec, SftSpec
+
+
+class Part(BaseModel):
+    """A part of the plan that may hold locations beside specs: closed and frozen, never hashed as a whole."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+
+
+class ModelPlan(Part):
+    """The model everything starts from."""
+
+    base: str
+    """`smollm2-135m-instruct`, a local folder, or a hub id such as `org/name`"""
+    revision: str | None = None
+    """40-hex commit of a hub id"""
+
+    def spec(self) -> BaseSpec:
+        """What decides the base model: for a local folder its content, so only its name is here."""
+        return BaseSpec(model=Path(self.base).name if self._local else self.base, revision=self.revision, local=self._local)
+
+    def files(self) -> dict[str, Path]:
+        """The local folder, if that is what `base` names."""
+        return {"source": Path(self.base)} if self._local else {}
+
+    @property
+    def _local(self) -> bool:
+        return Path(self.base).is_absolute()
+
+
+S = TypeVar("S", InstructionsSpec, PreferencesSpec, PromptsSpec, TextsSpec)
+
+
+class Curated(Part, Generic[S]):
+    """Sources and the rules for their rows."""
+
+    rules: S
+    paths: tuple[Path, ...]
+    """one per source, in order"""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _split(cls, raw: object) -> object:
+        """Take the location out of each source: it says where the rows are, not which."""
+        if not isinstance(raw, Mapping) or "rules" in raw:
+            return raw
+        sources: list[dict[str, Any]] = []
+        paths: list[Path] = []
+        entries = raw.get("sources", [])
+        for entry in [entries] if isinstance(entries, str | Mapping) else entries:
+            fields = {"path": entry} if isinstance(entry, str) else dict(entry)
+            path = Path(str(fields.pop("path", "")))
+            if not path.name:
+                raise ValueError("each source needs a path")
+            sources.append({"name": path.name} | fields)
+            paths.append(path)
+        return {"rules": {**raw, "sources": sources}, "paths": paths}
+
+    def spec(self) -> S:
+        """What decides the rows that are kept."""
+        return self.rules
+
+    def files(self) -> dict[str, Path]:
+        """Input name -> file, in the order of the sources."""
+        return {str(i): path for i, path in enumerate(self.paths)}
+
+
+class DataPlan(Part):
+    """What is learned from, and what is held out to measure on."""
+
+    instructions: Curated[InstructionsSpec]
+    preferences: Curated[PreferencesSpec]
+    prompts: Curated[PromptsSpec]
+    texts: Curated[TextsSpec]
+
+
+class EvaluationPlan(Part):
+    """What is measured before the gates judge."""
+
+    answers: AnswersSpec = AnswersSpec()
+    scores: ScoresSpec = ScoresSpec()
+    rewards: RewardsSpec = RewardsSpec()
+    metrics: MetricsSpec = MetricsSpec()
+
+
+class ReleasePlan(Part):
+    """Where a model that passed is announced."""
+
+    channel: str = Field(default="champion", pattern=r"^[a-z0-9][a-z0-9._-]*$")
+    license: str | None = None
+    """licence of the released model, for its card"""
+
+
+class SchedulePlan(Part):
+    """When the plan runs by itself, once `align deploy` registered it."""
+
+    cron: str
+    timezone: str = "UTC"
+
+
+class StorePlan(Part):
+    """Where artifacts are kept."""
+
+    root: Path = Path("store")
+    """local store, relative to the working directory; ALIGN_STORE overrides it"""
+    remote: str | None = None
+    """any fsspec URL that several machines share, for example s3://bucket/align"""
+
+
+class Plan(Part):
+    """Everything that is asked for."""
+
+    name: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9-]*$")]
+    model: ModelPlan
+    data: DataPlan
+    sft: SftSpec
+    reward: RewardSpec
+    policy: DpoSpec
+    merge: MergeSpec = MergeSpec()
+    evaluation: EvaluationPlan = EvaluationPlan()
+    gates: tuple[Gate, ...] = Field(min_length=1)
+    seed: int = Field(default=0, ge=0)
+    """of the bootstrap that judges"""
+    release: ReleasePlan = ReleasePlan()
+    schedule: SchedulePlan | None = None
+    store: StorePlan = StorePlan()
+    execution: Execution = Execution()
+
+    def subjects(self) -> list[str]:
+        """Whose answers and scores the gates need: the candidate, its parent (its reference), and what gates compare with."""
+        compared = {gate.against for gate in self.gates if gate.against}
+        return [who for who in ("candidate", "parent", "base") if who in compared | {"candidate", "parent"}]
+
+    def judge(self) -> VerdictSpec:
+        """What the verdict is decided by."""
+        return VerdictSpec(gates=self.gates, seed=self.seed)
+
+    def card(self) -> ReleaseSpec:
+        """What the release says of itself."""
+        return ReleaseSpec(name=self.name, license=self.release.license)
+
+    def workshop(self) -> Workshop:
+        """The store and the model cache this plan builds with."""
+        return Workshop(Store(self.store.root, self.store.remote), models_folder(), self.execution)
+
+
+def models_folder() -> Path:
+    """The model cache: ALIGN_MODELS, or a folder below the user's cache."""
+    if named := os.environ.get("ALIGN_MODELS"):
+        return Path(named).absolute()
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "alignflow" / "models"
+
+
+def load(path: Path, overrides: Sequence[str] = ()) -> Plan:
+    """Read a plan file; `overrides` are `policy.beta=0.2`.  Raises SpecError, in one sentence, for anything wrong with it."""
+    try:
+        raw = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise SpecError(f"{path}: {error.strerror}; give the path of a plan such as flows/plans/demo.yaml") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise SpecError(f"{path}: not readable as YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(raw, dict):
+        raise SpecError(f"{path}: a plan is a mapping of fields, this is {type(raw).__name__}")
+    for override in overrides:
+        _override(raw, override)
+    _anchor(raw, path.absolute().parent)
+    try:
+        return Plan.model_validate(raw)
+    except ValidationError as error:
+        found = [_sentence(detail) for detail in error.errors()]
+        more = f" (and {len(found) - 3} more)" if len(found) > 3 else ""
+        raise SpecError(f"{path}: {'; '.join(found[:3])}{more}") from error
+
+
+def _override(raw: dict[str, Any], override: str) -> None:
+    """Set one field: `policy.beta=0.2`, `gates.0.at_least=0.6`; the value is read as YAML."""
+    where, equals, text = override.partition("=")
+    if not equals or not where:
+        raise SpecError(f"--set {override}: write it as field=value, for example policy.beta=0.2")
+    *parents, last = where.split(".")
+    at: Any = raw
+    try:
+        for name in parents:
+            at = at[int(name)] if isinstance(at, list) else at.setdefault(name, {})
+        at[int(last) if isinstance(at, list) else last] = yaml.safe_load(text)
+    except (TypeError, ValueError, IndexError, AttributeError, yaml.YAMLError) as error:
+        raise SpecError(f"--set {override}: the plan has no such place") from error
+
+
+def _anchor(raw: dict[str, Any], folder: Path) -> None:
+    """Make the paths of the plan absolute: they are relative to the file that names them."""
+    model = raw.get("model")
+    if isinstance(model, dict) and isinstance(base := model.get("base"), str) and not is_embedded(base):
+        local = folder / Path(base).expanduser()
+        if local.is_dir() or base.startswith((".", "/", "~")):
+            if not local.is_dir():
+                raise SpecError(f"model.base: {local} is not a folder")
+            model["base"] = str(local.resolve())
+    store = raw.setdefault("store", {})
+    if isinstance(store, dict):
+        store["root"] = os.environ.get("ALIGN_STORE") or str(Path(store.get("root", "store")).absolute())
+    data = raw.get("data")
+    for part in data.values() if isinstance(data, dict) else ():
+        if not isinstance(part, dict) or "sources" not in part:
+            continue
+        entries = part["sources"] if isinstance(part["sources"], list) else [part["sources"]]
+        part["sources"] = [_anchored(entry, folder) for entry in entries]
+
+
+def _anchored(entry: object, folder: Path) -> object:
+    if isinstance(entry, str):
+        return str((folder / entry).resolve())
+    if isinstance(entry, dict) and isinstance(entry.get("path"), str):
+        return {**entry, "path": str((folder / Path(entry["path"]).expanduser()).resolve())}
+    return entry
+
+
+def _sentence(detail: ErrorDetails) -> str:
+    """One pydantic error as people read it: `policy.beta: must be greater than 0, got -1`."""
+    skipped = {"rules"}
+    where = ".".join(str(part) for part in detail["loc"] if part not in skipped and not _is_tag(part)) or "plan"
+    if detail["type"] == "extra_forbidden":
+        known = _fields(detail["loc"])
+        near = difflib.get_close_matches(str(detail["loc"][-1]), known, 1)
+        return f"{where}: no such field" + (f"; did you mean {near[0]}?" if near else "")
+    if detail["type"] == "missing":
+        return f"{where}: missing"
+    said = detail["msg"].removeprefix("Value error, ").removeprefix("Input ")
+    got = detail["input"]
+    shown = f", got {got!r}" if isinstance(got, int | float | str | None) else ""
+    return f"{where}: {said}{shown}"
+
+
+def _is_tag(part: int | str) -> bool:
+    """Whether pydantic put the chosen member of a union into the location."""
+    return part in ("full", "lora", "qlora")
+
+
+def _fields(location: tuple[int | str, ...]) -> list[str]:
+    """Names that would have been right where an unknown field stands."""
+    schema: Any = Plan.model_json_schema()
+    definitions: Mapping[str, Any] = schema["$defs"]
+
+    def resolve(at: Any) -> Any:  # noqa: ANN401
+        while "$ref" in at:
+            at = definitions[at["$ref"].rpartition("/")[2]]
+        return at
+
+    at = schema
+    for part in location[:-1]:
+        at = resolve(at)
+        if isinstance(part, int) or part in at.get("required", []) or part in at.get("properties", {}):
+            at = at.get("items", at) if isinstance(part, int) else at["properties"].get(part, at)
+        for option in (*at.get("oneOf", ()), *at.get("anyOf", ())):
+            if resolve(option).get("properties", {}).get("name", {}).get("const") == part:
+                at = option
+    return list(resolve(at).get("properties", {}))
+
+
+
+def as_json(plan: Plan) -> dict[str, Json]:
+    """The plan as plain JSON, for records."""
+    return plan.model_dump(mode="json")

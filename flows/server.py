@@ -1,0 +1,105 @@
+"""Prefect's server: found, started on loopback, or ephemeral.  Sets the environment before Prefect is imported."""
+
+import json
+import os
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from pathlib import Path
+
+from tasks.core.errors import MachineError
+from tasks.core.files import write_json
+
+_DEFAULTS = {
+    "DO_NOT_TRACK": "1",
+    "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+    "PREFECT_SERVER_UI_SHOW_PROMOTIONAL_CONTENT": "false",
+    "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS": "120",  # the first start writes the database: 20 s are too few
+    "PREFECT_RESULTS_DEFAULT_SERIALIZER": "json",  # nothing is pickled
+    "PREFECT_LOGGING_TO_API_WHEN_MISSING_FLOW": "ignore",
+}
+_SERVER = {
+    "PREFECT_SERVER_UI_API_URL": "/api",  # relative, so that the pages work on any port and through a tunnel
+    "PREFECT_SERVER_CONCURRENCY_LEASE_STORAGE": "prefect.server.concurrency.lease_storage.filesystem",  # survives a restart
+}
+
+
+def prepare(store: Path) -> str | None:
+    """Point Prefect at the server to use and return its address; None means an ephemeral one.
+
+    In this order: PREFECT_API_URL, the server `align ui` runs for this store, none.
+    """
+    for name, value in _DEFAULTS.items():
+        os.environ.setdefault(name, value)
+    if url := os.environ.get("PREFECT_API_URL"):
+        if not healthy(url):
+            raise MachineError(f"{url}: no Prefect server answers at PREFECT_API_URL; start it, or unset the variable to run without")
+        return url
+    if (url := running(store)) is not None:
+        os.environ["PREFECT_API_URL"] = url
+    return url
+
+
+def running(store: Path) -> str | None:
+    """Address of the server that `align ui` runs for this store, if it answers."""
+    try:
+        url = str(json.loads(_note(store).read_text())["url"])
+    except (OSError, ValueError, KeyError):
+        return None
+    return url if healthy(url) else None
+
+
+def healthy(url: str) -> bool:
+    """Whether a Prefect API answers at `url`."""
+    try:
+        with urllib.request.urlopen(f"{url.rstrip('/')}/health", timeout=5) as answer:
+            return answer.status == 200
+    except (urllib.error.URLError, TimeoutError, OSError, ValueError):
+        return False
+
+
+def serve(store: Path, port: int, database: str | None) -> None:
+    """Run a server on loopback until interrupted, and say where it is.  `database`: a SQLAlchemy URL; default SQLite."""
+    url = f"http://127.0.0.1:{port}/api"
+    if healthy(url):
+        raise MachineError(f"127.0.0.1:{port}: a server answers there already; open http://127.0.0.1:{port} or take another --port")
+    environment = {**_DEFAULTS, **_SERVER, **os.environ, "PREFECT_SERVER_API_HOST": "127.0.0.1", "PREFECT_SERVER_API_PORT": str(port)}
+    environment.pop("PREFECT_API_URL", None)
+    if database:
+        environment["PREFECT_SERVER_DATABASE_CONNECTION_URL"] = database
+    log = (store / ".server.log").absolute()
+    log.parent.mkdir(parents=True, exist_ok=True)
+    command = [sys.executable, "-m", "prefect", "server", "start", "--host", "127.0.0.1", "--port", str(port)]
+    with log.open("w") as file:
+        process = subprocess.Popen(command, env=environment, stdout=file, stderr=subprocess.STDOUT)
+    try:
+        _wait(process, url, log)
+        write_json(_note(store), {"url": url, "pid": process.pid})
+        print(f"Prefect UI at http://127.0.0.1:{port}   (store {store}; Ctrl-C stops it; log {log})", flush=True)  # noqa: T201
+        process.wait()
+    except KeyboardInterrupt:
+        pass
+    finally:
+        _note(store).unlink(missing_ok=True)
+        process.terminate()
+        try:
+            process.wait(15)
+        except subprocess.TimeoutExpired:
+            process.kill()
+
+
+def _wait(process: "subprocess.Popen[bytes]", url: str, log: Path, seconds: float = 180) -> None:
+    deadline = time.monotonic() + seconds
+    while not healthy(url):
+        if process.poll() is not None:
+            last = next((line for line in reversed(log.read_text(errors="replace").splitlines()) if line.strip()), "no output")
+            raise MachineError(f"the Prefect server did not start: {last.strip()} (see {log})")
+        if time.monotonic() > deadline:
+            raise MachineError(f"the Prefect server did not answer within {seconds:g} s (see {log})")
+        time.sleep(0.3)
+
+
+def _note(store: Path) -> Path:
+    return store / ".server.json"
