@@ -1,0 +1,202 @@
+"""METRICS: what can be gated, and how each is estimated from the per-item scores of docs/artifacts.md.
+
+A metric names its raw scores in `needs` and turns them, aligned item by item, into a `Sample`.  A new one is one row here; a
+metric of the answers' text is a module instead, see `evals.modules`.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+
+from evals import modules
+from evals.scores import Scores, Series
+from evals.statistics import Floats, Sample, difference, mean, perplexity, perplexity_ratio, ratio, shares
+from tasks.core.errors import DataError, SpecError
+
+Against = Literal["parent", "base"]
+COMPARATORS: tuple[Against, ...] = ("parent", "base")
+_OTHER = "against"
+"""stands in `needs` for whichever subject the metric is compared with"""
+_SHARE = (0.0, 1.0)
+_GAIN = (-1.0, 1.0)
+
+
+@dataclass(frozen=True)
+class Metric:
+    """A quantity that a gate may bound."""
+
+    of: Callable[..., Sample]
+    """the series of `needs`, in that order -> what is estimated"""
+    needs: tuple[tuple[str, str], ...]
+    """(subject, raw metric); the subject `against` is the one compared with"""
+    unit: str
+    better: Literal["higher", "lower"]
+    meaning: str
+
+    @property
+    def comparative(self) -> bool:
+        """Whether it compares the candidate with another model."""
+        return any(subject == _OTHER for subject, _ in self.needs)
+
+    def wants(self, against: Against | None) -> list[tuple[str, str]]:
+        """The (subject, raw metric) it is made from when compared with `against`."""
+        return [(against or "" if subject == _OTHER else subject, raw) for subject, raw in self.needs]
+
+    def sample(self, scores: Scores, against: Against | None) -> Sample:
+        """What is estimated.  Raises DataError where scores are missing or do not pair up."""
+        return self.of(*scores.aligned(*self.wants(against)))
+
+
+def _margins(chosen: Series, rejected: Series) -> Floats:
+    return difference(chosen.values, rejected.values)
+
+
+def _preference(chosen: Series, rejected: Series, other_chosen: Series, other_rejected: Series) -> Floats:
+    """The implicit reward of DPO, arXiv:2305.18290, up to the factor beta: does it rank the pair rightly?"""
+    return shares(_margins(chosen, rejected) - _margins(other_chosen, other_rejected))
+
+
+def _preference_accuracy(*series: Series) -> Sample:
+    return mean(_preference(*series), series[0].clusters, support=_SHARE)
+
+
+def _preference_gain(*series: Series) -> Sample:
+    return mean(difference(_preference(*series[:4]), series[4].values), series[0].clusters, support=_GAIN)
+
+
+def _reward_accuracy(chosen: Series, rejected: Series) -> Sample:
+    return mean(shares(_margins(chosen, rejected)), chosen.clusters, support=_SHARE)
+
+
+def _reward_gain(chosen: Series, rejected: Series, longer: Series) -> Sample:
+    gain = difference(shares(_margins(chosen, rejected)), longer.values)
+    return mean(gain, chosen.clusters, support=_GAIN)
+
+
+def _share(series: Series) -> Sample:
+    return mean(series.values, series.clusters, support=_SHARE)
+
+
+def _wins(candidate: Series, other: Series) -> Sample:
+    return mean(shares(difference(candidate.values, other.values)), candidate.clusters, support=_SHARE)
+
+
+def _difference(candidate: Series, other: Series) -> Sample:
+    return mean(difference(candidate.values, other.values), candidate.clusters)
+
+
+def _length_ratio(candidate: Series, other: Series) -> Sample:
+    return ratio(candidate.values, other.values, candidate.clusters)
+
+
+def _perplexity(series: Series) -> Sample:
+    return perplexity(series.values, series.weights, series.clusters)
+
+
+def _perplexity_ratio(candidate: Series, other: Series) -> Sample:
+    if not np.array_equal(candidate.weights, other.weights):
+        raise DataError("the two models cut the same texts into different tokens, so their perplexities cannot be compared")
+    return perplexity_ratio(candidate.values, other.values, candidate.weights, candidate.clusters)
+
+
+def _own(series: Series) -> Sample:
+    """A module's values; those that all lie in [0, 1] are taken for shares."""
+    bounded = len(series.values) and series.values.min() >= 0 and series.values.max() <= 1
+    return mean(series.values, series.clusters, support=_SHARE if bounded else None)
+
+
+def _own_difference(candidate: Series, other: Series) -> Sample:
+    both = np.concatenate([candidate.values, other.values])
+    bounded = len(both) and both.min() >= 0 and both.max() <= 1
+    return mean(difference(candidate.values, other.values), candidate.clusters, support=_GAIN if bounded else None)
+
+
+_LOGPS = (("candidate", "chosen_logp"), ("candidate", "rejected_logp"), (_OTHER, "chosen_logp"), (_OTHER, "rejected_logp"))
+_REWARDS = (("reward_model", "chosen_reward"), ("reward_model", "rejected_reward"))
+_LONGER = (("length", "chosen_longer"),)
+
+METRICS: dict[str, Metric] = {
+    "preference_accuracy": Metric(
+        _preference_accuracy, _LOGPS, "share of pairs", "higher",
+        "held-out pairs whose chosen answer gained on the rejected one, relative to the reference; a tie counts half",
+    ),
+    "preference_gain_over_length": Metric(
+        _preference_gain, (*_LOGPS, *_LONGER), "share of pairs", "higher",
+        "preference_accuracy less what 'the longer answer wins' scores on the same pairs",
+    ),
+    "reward_accuracy": Metric(
+        _reward_accuracy, _REWARDS, "share of pairs", "higher",
+        "held-out pairs whose chosen answer the reward model scores higher; a tie counts half",
+    ),
+    "reward_gain_over_length": Metric(
+        _reward_gain, (*_REWARDS, *_LONGER), "share of pairs", "higher",
+        "reward_accuracy less what 'the longer answer wins' scores on the same pairs",
+    ),
+    "length_accuracy": Metric(
+        _share, _LONGER, "share of pairs", "lower",
+        "held-out pairs whose chosen answer is the longer one: the baseline that needs no model",
+    ),
+    "reward_win_rate": Metric(
+        _wins, (("candidate", "reward"), (_OTHER, "reward")), "share of prompts", "higher",
+        "prompts where the reward model prefers the candidate's answer; a tie counts half",
+    ),
+    "reward_difference": Metric(
+        _difference, (("candidate", "reward"), (_OTHER, "reward")), "reward", "higher",
+        "mean reward of the candidate's answers less the other's",
+    ),
+    "answer_perplexity": Metric(
+        _perplexity, (("candidate", "answer_nll"),), "perplexity per token", "lower",
+        "perplexity on the answers of held-out instructions",
+    ),
+    "answer_perplexity_ratio": Metric(
+        _perplexity_ratio, (("candidate", "answer_nll"), (_OTHER, "answer_nll")), "ratio", "lower",
+        "perplexity on held-out answers over the other's",
+    ),
+    "text_perplexity": Metric(
+        _perplexity, (("candidate", "text_nll"),), "perplexity per token", "lower",
+        "perplexity on general text",
+    ),
+    "text_perplexity_ratio": Metric(
+        _perplexity_ratio, (("candidate", "text_nll"), (_OTHER, "text_nll")), "ratio", "lower",
+        "perplexity on general text over the other's: above 1 is forgetting",
+    ),
+    "answer_length_ratio": Metric(
+        _length_ratio, (("candidate", "answer_tokens"), (_OTHER, "answer_tokens")), "ratio", "lower",
+        "tokens generated over the tokens that the other generated",
+    ),
+    "finished_rate": Metric(
+        _share, (("candidate", "finished"),), "share of prompts", "higher",
+        "answers that end by themselves before the limit",
+    ),
+}  # fmt: skip
+RAW = frozenset(raw for metric in METRICS.values() for _, raw in metric.needs)
+"""names of raw scores: no module may take one"""
+
+
+def metric(name: str, against: Against | None) -> Metric:
+    """The metric `name`, a row of METRICS or a module.  Raises SpecError, with the nearest names, if it is neither."""
+    if name in METRICS:
+        return METRICS[name]
+    own = modules.names()
+    if name not in own:
+        raise SpecError(f"{name}: no such metric{modules.nearest(name, [*METRICS, *own])}")
+    if against:
+        return Metric(
+            _own_difference, (("candidate", name), (_OTHER, name)), "difference", "higher", f"mean {name} less the other's"
+        )
+    return Metric(_own, (("candidate", name),), "mean", "higher", f"mean {name}, see evals/metrics/{name}")
+
+
+def measurable(scores: Scores) -> list[tuple[str, Against | None]]:
+    """Every (metric, comparator) that `scores` have the raw scores for."""
+    own = [name for name in scores.metrics() if name not in RAW and name in modules.names()]
+    found: list[tuple[str, Against | None]] = []
+    for name in [*METRICS, *own]:
+        for against in (None, *COMPARATORS):
+            found_metric = metric(name, against)
+            fits = found_metric.comparative == (against is not None)
+            if fits and all(scores.has(*wanted) for wanted in found_metric.wants(against)):
+                found.append((name, against))
+    return found

@@ -1,0 +1,101 @@
+# pyright: basic
+"""Metrics of your own: `evals/metrics/<name>/<name>.py`, a Hugging Face `evaluate` module, found by its folder's name.
+
+`compute(predictions=..., references=...)` returns `{"<name>": mean, "values": [one number per prediction]}`.  A module declares
+in its features what it wants of predictions (the answers), references and prompts (the last user turn).  One import per line:
+`evaluate` finds them by a regex.
+"""
+
+import math
+from collections.abc import Sequence
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any
+
+from tasks.core.errors import DataError, SpecError
+
+FOLDER = Path(__file__).with_name("metrics")
+_OFFERED = ("predictions", "references", "prompts")
+
+
+def names(folder: Path = FOLDER) -> list[str]:
+    """All modules there are, sorted; nothing is imported.
+
+    >>> names()
+    ['exact_match', 'filler_opening', 'repetition']
+    """
+    return sorted(path.parent.name for path in folder.glob("*/*.py") if path.stem == path.parent.name)
+
+
+def check(name: str, folder: Path = FOLDER) -> None:
+    """Raise SpecError, with the nearest names, unless `name` is a module."""
+    if name not in (known := names(folder)):
+        raise SpecError(f"{name}: no such metric module{nearest(name, known)}; yours would be evals/metrics/{name}/{name}.py")
+
+
+def source(name: str, folder: Path = FOLDER) -> str:
+    """The module's text: part of the identity of what is measured with it."""
+    check(name, folder)
+    return (folder / name / f"{name}.py").read_text(encoding="utf-8")
+
+
+def nearest(name: str, known: Sequence[str]) -> str:
+    """Half a sentence about what `name` may have meant.
+
+    >>> nearest("exact_mach", ["exact_match", "repetition"])
+    ', did you mean exact_match?'
+    """
+    close = get_close_matches(name, known, n=3, cutoff=0.5)
+    return f", did you mean {' or '.join(close)}?" if close else f"; there are {', '.join(known) or 'none'}"
+
+
+def values(
+    name: str,
+    predictions: Sequence[str],
+    references: Sequence[str | None],
+    prompts: Sequence[str],
+    *,
+    folder: Path = FOLDER,
+) -> list[float | None]:
+    """What module `name` says about each answer; None where it wants a reference and there is none.
+
+    Raises DataError naming the module if it fails, gives another number of values, or one that is no finite number.
+    """
+    check(name, folder)
+    import evaluate  # imports torch
+
+    path = folder / name / f"{name}.py"
+    try:
+        module: Any = evaluate.load(str(path), keep_in_memory=True)
+        wanted: list[str] = list(module._feature_names())
+    except Exception as error:  # a user's code may raise anything
+        raise DataError(f"{path}: the metric module cannot be loaded: {type(error).__name__}: {error}") from error
+    if unknown := [feature for feature in wanted if feature not in _OFFERED]:
+        raise DataError(f"{path}: the metric module wants {', '.join(unknown)}; it can have {', '.join(_OFFERED)}")
+    there = [i for i, reference in enumerate(references) if reference is not None or "references" not in wanted]
+    if not there:
+        raise DataError(f"{name}: none of the {len(predictions)} prompts has {'a reference' if predictions else 'an answer'}")
+    columns: dict[str, Sequence[str | None]] = dict(zip(_OFFERED, (predictions, references, prompts), strict=True))
+    try:
+        result = module.compute(**{feature: [columns[feature][i] for i in there] for feature in wanted})
+    except Exception as error:
+        raise DataError(f"{path}: the metric module failed: {type(error).__name__}: {error}") from error
+    found: list[float | None] = [None] * len(predictions)
+    for i, value in zip(there, _checked(path, name, result, len(there)), strict=True):
+        found[i] = value
+    return found
+
+
+def _checked(path: Path, name: str, result: Any, count: int) -> list[float]:  # noqa: ANN401  anything may come back
+    if not isinstance(result, dict) or not {name, "values"} <= result.keys():
+        raise DataError(f'{path}: compute must return {{"{name}": mean, "values": [one per prediction]}}, not {result!r:.80}')
+    given = list(result["values"])
+    if len(given) != count:
+        raise DataError(f"{path}: {len(given)} values for {count} predictions; return one per prediction, in their order")
+    try:
+        numbers = [float(value) for value in given]
+    except (TypeError, ValueError) as error:
+        raise DataError(f"{path}: a value is not a number: {error}") from error
+    if bad := [i for i, number in enumerate(numbers) if not math.isfinite(number)]:
+        raise DataError(f"{path}: value {bad[0]} is {numbers[bad[0]]}; every value must be a finite number")
+    return numbers

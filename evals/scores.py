@@ -1,0 +1,138 @@
+# pyright: basic, reportAttributeAccessIssue=false
+"""Per-item scores of all subjects in one place, and their alignment item by item.
+
+A score is one row of `scores.parquet` (docs/artifacts.md).  The file of a model leaves `subject` empty, so that equal models
+share one artifact; who the model is comes from the name of the input: `scores_candidate` holds scores of `candidate`.
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from evals.statistics import Floats, Texts
+from tasks.core.errors import DataError
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+FILE = "scores.parquet"
+SUBJECTS = ("candidate", "parent", "base")
+_KEY = ("subject", "metric", "item")
+_COLUMNS = (*_KEY, "cluster", "value", "weight")
+
+
+class Series(NamedTuple):
+    """One metric of one subject, ordered by item; arrays of shape (n,)."""
+
+    items: Texts
+    clusters: Texts
+    values: Floats
+    weights: Floats
+
+
+class Scores:
+    """Everything that was measured: (subject, raw metric) -> series."""
+
+    def __init__(self, series: Mapping[tuple[str, str], Series]) -> None:
+        """Hold `series`; `Scores.read` is the usual way here."""
+        self._series = dict(sorted(series.items()))
+
+    @classmethod
+    def read(cls, inputs: Mapping[str, Path]) -> "Scores":
+        """The scores in the artifacts `inputs` (input name -> folder).
+
+        Raises DataError for a file that is not one of scores, a score without a subject, and two values for one item.
+        """
+        import pyarrow as pa
+
+        tables = [_read(name, folder) for name, folder in sorted(inputs.items())]
+        if not tables:
+            raise DataError("no scores were given, so nothing can be judged")
+        table = pa.concat_tables(tables).group_by(list(_COLUMNS)).aggregate([])  # two files may repeat a score of the data alone
+        table = table.sort_by([(name, "ascending") for name in _COLUMNS])
+        columns: dict[str, npt.NDArray[Any]] = {name: table[name].to_numpy() for name in _COLUMNS}
+        _refuse_doubles(columns)
+        edge = _changes(columns, ("subject", "metric"))
+        starts = np.flatnonzero(np.append(True, edge)) if len(table) else np.array([], dtype=np.intp)
+        series: dict[tuple[str, str], Series] = {}
+        for start, end in zip(starts, [*starts[1:], len(table)], strict=True):
+            part = {name: column[start:end] for name, column in columns.items()}
+            key = (str(part["subject"][0]), str(part["metric"][0]))
+            series[key] = Series(part["item"], part["cluster"], part["value"], part["weight"])
+        return cls(series)
+
+    def has(self, subject: str, metric: str) -> bool:
+        """Whether `metric` was measured for `subject`."""
+        return (subject, metric) in self._series
+
+    def metrics(self) -> list[str]:
+        """Names of all raw metrics, sorted."""
+        return sorted({metric for _, metric in self._series})
+
+    def aligned(self, *wanted: tuple[str, str]) -> list[Series]:
+        """The series of each (subject, metric), item for item; DataError if one is missing or the items differ."""
+        found: list[Series] = []
+        for subject, metric in wanted:
+            if (subject, metric) not in self._series:
+                there = ", ".join(f"{m} of {s}" for s, m in self._series) or "nothing"
+                raise DataError(f"{metric} of {subject} was not measured; the scores hold {there}")
+            found.append(self._series[subject, metric])
+        first = found[0]
+        for (subject, metric), series in zip(wanted[1:], found[1:], strict=True):
+            pair = f"{metric} of {subject} and {wanted[0][1]} of {wanted[0][0]}"
+            if not np.array_equal(series.items, first.items):
+                other = sorted(set(series.items) ^ set(first.items))
+                raise DataError(
+                    f"{pair} were not measured on the same items: {len(other)} are in one alone, such as {other[0]}; "
+                    "were both measured on the same data?"
+                )
+            if not np.array_equal(series.clusters, first.clusters):
+                raise DataError(f"{pair} put the same items in different conversations; measure both afresh?")
+        return found
+
+
+def subject_of(name: str) -> str:
+    """Whose scores the input `name` holds; empty where its rows say so themselves.
+
+    >>> subject_of("scores_candidate"), subject_of("rewards")
+    ('candidate', '')
+    """
+    last = name.rpartition("_")[2]
+    return last if last in SUBJECTS else ""
+
+
+def _read(name: str, folder: Path) -> "pa.Table":
+    import pyarrow as pa
+    import pyarrow.compute as pc
+    import pyarrow.parquet as pq
+
+    types = (pa.string(), pa.string(), pa.string(), pa.string(), pa.float64(), pa.float64())
+    path = folder / FILE
+    try:
+        table = pq.read_table(path, columns=list(_COLUMNS)).cast(pa.schema(zip(_COLUMNS, types, strict=True)))
+    except (OSError, ValueError, pa.ArrowException) as error:
+        raise DataError(f"{path}: not a table of scores ({str(error).splitlines()[0]})") from error
+    subject = pc.fill_null(table["subject"], "")
+    subject = pc.if_else(pc.equal(subject, ""), subject_of(name), subject)
+    table = table.set_column(0, "subject", subject)
+    for column in _COLUMNS:
+        if table[column].null_count:
+            raise DataError(f"{path}: {table[column].null_count} of {len(table)} rows have no {column}")
+    if len(table) and pc.any(pc.equal(subject, "")).as_py():
+        raise DataError(f"{path}: rows without a subject, and the input's name {name} does not end in {', '.join(SUBJECTS)}")
+    return table
+
+
+def _refuse_doubles(columns: Mapping[str, npt.NDArray[Any]]) -> None:
+    same = np.flatnonzero(~_changes(columns, _KEY))
+    if len(same):
+        subject, metric, item = (columns[name][same[0]] for name in _KEY)
+        raise DataError(f"{metric} of {subject} has more than one value for item {item}; were two measurements mixed?")
+
+
+def _changes(columns: Mapping[str, npt.NDArray[Any]], names: tuple[str, ...]) -> npt.NDArray[np.bool_]:
+    """Whether each row but the first differs from the row before it in any of `names`."""
+    return np.logical_or.reduce([columns[name][1:] != columns[name][:-1] for name in names])
