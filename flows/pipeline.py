@@ -39,7 +39,7 @@ def pipeline(plan: Plan, build: Build) -> None:
     sft = build(SFT, plan.sft, {"policy": base, "data": instructions})
     reward_model = build(REWARD, plan.reward, {"policy": sft, "data": preferences})
     policy = build(DPO, plan.policy, {"policy": sft, "data": preferences})
-    if METHODS[plan.policy.method.name].mergeable:
+    if METHODS[plan.policy.method.name].adapter:
         policy = build(MERGE, plan.merge, {"policy": policy, "prompts": prompts})
 
     models = {"candidate": policy, "parent": sft, "base": base}

@@ -66,7 +66,7 @@ class Submit:
         run: Task[..., Ref] = _build.with_options(
             name=named,
             task_run_name=named,
-            description=(stage.function.__doc__ or "").strip() or None,
+            description=(type(spec).__doc__ or "").strip() or None,
             retries=execution.retries if stage.heavy else 0,
             retry_delay_seconds=RETRY_DELAY_SECONDS[: max(1, execution.retries)],
             retry_condition_fn=_worth_retrying,
