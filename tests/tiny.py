@@ -12,7 +12,7 @@ TEMPLATE = (
     "{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\\n' + m['content'] + '<|im_end|>' + '\\n' }}{% endfor %}"
     "{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"
 )
-WORDS = ["red", "blue", "green", "one", "two", "three", "cat", "dog", "bird", "says", "what", "is", "the", "colour", "of", "sky", "grass", "yes", "no", "maybe", "please", "thank", "you"]
+WORDS = "red blue green one two three cat dog bird says what is the colour of sky grass yes no maybe please thank you".split()  # noqa: SIM905
 
 
 def sentences(count: int, seed: int = 0) -> list[str]:

@@ -4,12 +4,14 @@
 Only safetensors, no remote code, no network.  What does not match the record is refused, never guessed at.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from peft import PeftConfig, PeftModel
+from bitsandbytes.nn import Linear4bit
+from peft import PeftConfig, PeftModel, get_peft_model, set_peft_model_state_dict
+from safetensors.torch import load_file
 from transformers import (
     AutoModelForCausalLM,
     AutoModelForSequenceClassification,
@@ -26,7 +28,7 @@ from tasks.policy import ADAPTERS, MODEL, PolicyRecord, Task, check_base, read_r
 WEIGHTS = "adapter_model.safetensors"
 _LOCAL: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
 transformers_logging.disable_progress_bar()  # a child's stdout is for its log and its progress events
-_PEFT_TASKS = {"policy": "CAUSAL_LM", "reward": "SEQ_CLS"}
+PEFT_TASKS = {"policy": "CAUSAL_LM", "reward": "SEQ_CLS"}
 
 
 @dataclass(frozen=True)
@@ -41,17 +43,30 @@ class Loaded:
     """folder that the weights under the adapters and the tokenizer came from"""
     device: torch.device
 
+    def replace(self, model: Any) -> "Loaded":  # noqa: ANN401
+        """The same with another model: this one wrapped, for example."""
+        return replace(self, model=model)
+
 
 def load(
-    policy: Path, run: Run, *, task: Task | None = None, trainable: bool = False, merged: bool = False, seed: int = 0
+    policy: Path,
+    run: Run,
+    *,
+    task: Task | None = None,
+    trainable: bool = False,
+    merged: bool = False,
+    quantised: bool | None = None,
+    seed: int = 0,
 ) -> Loaded:
     """Load the artifact in folder `policy`.
 
     `task="reward"` on a policy puts a scalar head, fresh under `seed`, on its body.  `merged` merges the last adapter too
-    (the base is de-quantised first).  `trainable` leaves the last adapter, or without one every weight, requiring gradients;
-    else nothing does and dropout is off.
+    (the base is de-quantised first).  `quantised` holds the base in 4 bits whatever the record says.
+    `trainable` leaves the last adapter, or without one every weight, requiring gradients; else nothing does and dropout is off.
     """
     record = read_record(policy)
+    if quantised:
+        record = record.model_copy(update={"quantization": "nf4"})
     task = task or record.task
     if task == "policy" and record.task == "reward":
         raise DataError(f"{policy}: a reward model, where a policy is needed; swap the inputs?")
@@ -59,8 +74,8 @@ def load(
     source = _source(policy, record, run)
     tokenizer = AutoTokenizer.from_pretrained(source, **_LOCAL)
     torch.manual_seed(seed)
-    model = _body(source, record, task, device, keep_float32=trainable and not record.adapters)
-    if record.quantization and merged:
+    model = _body(source, record, task, device, keep_float32=trainable and (merged or not record.adapters))
+    if record.quantization and merged and record.adapters:
         model = model.dequantize().to(torch.float32)
     folders = [policy / ADAPTERS / name for name in record.adapters]
     for folder in folders if merged else folders[:-1]:
@@ -70,7 +85,7 @@ def load(
             )
         model = _with_adapter(model, folder, None).merge_and_unload()
     if folders and not merged:
-        model = _with_adapter(model, folders[-1], _PEFT_TASKS[task], trainable=trainable)
+        model = _with_adapter(model, folders[-1], PEFT_TASKS[task], trainable=trainable)
     elif trainable:
         model.requires_grad_(True)
     if task == "reward":
@@ -109,7 +124,7 @@ def tail_ids(tokenizer: PreTrainedTokenizerBase) -> list[int]:
     return tokenizer.encode(text[text.rindex(word) + len(word) :], add_special_tokens=False)
 
 
-def stop_ids(tokenizer: PreTrainedTokenizerBase, model: Any = None) -> set[int]:
+def stop_ids(tokenizer: PreTrainedTokenizerBase, model: Any = None) -> set[int]:  # noqa: ANN401
     """Tokens that end a turn: the tokenizer's eos and those of the generation config."""
     config = getattr(model, "generation_config", None)
     more = getattr(config, "eos_token_id", None)
@@ -144,20 +159,31 @@ def _source(policy: Path, record: PolicyRecord, run: Run) -> Path:
     return source
 
 
-def _body(source: Path, record: PolicyRecord, task: Task, device: torch.device, *, keep_float32: bool) -> Any:
+def _body(source: Path, record: PolicyRecord, task: Task, device: torch.device, *, keep_float32: bool) -> Any:  # noqa: ANN401
     extra: dict[str, Any] = {"dtype": torch.float32 if device.type == "cpu" or keep_float32 else torch.bfloat16}
     if record.quantization == "nf4":
         extra |= {"quantization_config": quantization(), "device_map": {"": str(device)}}
-    if task == "policy":
-        return AutoModelForCausalLM.from_pretrained(source, use_safetensors=True, **_LOCAL, **extra)
-    return AutoModelForSequenceClassification.from_pretrained(source, num_labels=1, use_safetensors=True, **_LOCAL, **extra)
+    kind, more = (AutoModelForCausalLM, {}) if task == "policy" else (AutoModelForSequenceClassification, {"num_labels": 1})
+    model = kind.from_pretrained(source, use_safetensors=True, **_LOCAL, **extra, **more)
+    for module in model.modules():
+        if isinstance(module, Linear4bit):
+            # In eval mode it would repack its weights for AVX512-BF16 and round the scales: other numbers than in training,
+            # and other numbers than on a machine without that instruction.
+            module.support_avx512bf16_for_cpu = False
+    return model
 
 
-def _with_adapter(model: Any, folder: Path, peft_task: str | None, *, trainable: bool = False) -> Any:
-    """`model` with the adapter of `folder` as `default`; under another task its own head, if it has none yet, stays fresh."""
+def _with_adapter(model: Any, folder: Path, peft_task: str | None, *, trainable: bool = False) -> Any:  # noqa: ANN401
+    """`model` with the adapter of `folder` as `default`; a head that the folder lacks stays as it is in `model`."""
     config = PeftConfig.from_pretrained(folder)
+    headless = config.task_type != "SEQ_CLS" and peft_task == "SEQ_CLS"
     config.task_type = peft_task
     config.inference_mode = not trainable
-    return PeftModel.from_pretrained(
-        model, folder, config=config, is_trainable=trainable, local_files_only=True, use_safetensors=True
-    )
+    if not headless:
+        return PeftModel.from_pretrained(model, folder, config=config, is_trainable=trainable)
+    head = {f"base_model.model.score.{name}": value.detach().clone() for name, value in model.score.named_parameters()}
+    wrapped = get_peft_model(model, config)
+    unknown = set_peft_model_state_dict(wrapped, load_file(folder / WEIGHTS) | head).unexpected_keys
+    if unknown:
+        raise DataError(f"{folder}: {unknown[0]} fits nowhere in this model; was the adapter made for another base?")
+    return wrapped

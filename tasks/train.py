@@ -1,0 +1,95 @@
+"""The training stages: supervised fine-tuning, reward model, DPO.  Specs and Stage objects; the work runs in a child process."""
+
+from functools import partial
+from typing import Annotated, Any, ClassVar, Literal
+
+from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, field_validator, model_validator
+
+from tasks.core.contract import Stage
+from tasks.core.launch import run_child
+from tasks.core.spec import Spec
+from tasks.methods import Lora, Method, StageName, check_stage, learning_rate
+
+Share = Annotated[float, Field(ge=0, le=1)]
+
+
+def _rate(stage: StageName) -> Any:  # noqa: ANN401  pydantic's own field type
+    return Field(default_factory=lambda data: learning_rate(stage, data["method"]))
+
+
+class TrainSpec(Spec):
+    """What every kind of training is asked for."""
+
+    stage: ClassVar[StageName]
+    method: Method = Lora()
+    """how weights are made trainable"""
+    learning_rate: PositiveFloat
+    """at the peak of the schedule; null: the method's default for this stage"""
+    epochs: PositiveFloat = 1.0
+    """passes over the data; the last batch is filled up from the next pass"""
+    max_steps: PositiveInt | None = None
+    """optimiser steps instead of epochs"""
+    global_batch: PositiveInt = 16
+    """rows (pairs) per optimiser step, over all processes and accumulation"""
+    max_length: PositiveInt = 1024
+    """tokens of one text, prompt included"""
+    warmup: Share = 0.1
+    """share of the steps in which the learning rate rises"""
+    schedule: Literal["linear", "cosine", "constant"] = "cosine"
+    """how the learning rate falls after the warm-up"""
+    weight_decay: NonNegativeFloat = 0.0
+    """AdamW's, per step and learning rate"""
+    max_grad_norm: PositiveFloat = 1.0
+    """longer gradients are scaled down to this length"""
+    seed: NonNegativeInt = 0
+    """of initial adapters and heads, data order and dropout"""
+    dropped_budget: Share = 0.01
+    """share of rows that may be left out because they do not fit max_length, before the stage fails"""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _null_is_default(cls, data: Any) -> Any:  # noqa: ANN401  whatever the plan holds
+        if isinstance(data, dict) and data.get("learning_rate", 0) is None:
+            return {name: value for name, value in data.items() if name != "learning_rate"}
+        return data
+
+    @field_validator("method")
+    @classmethod
+    def _method_fits(cls, method: Any) -> Any:  # noqa: ANN401  the union above
+        check_stage(cls.stage, method)
+        return method
+
+
+class SftSpec(TrainSpec):
+    """Imitate the assistant's turns of the instructions."""
+
+    stage = "sft"
+    learning_rate: PositiveFloat = _rate("sft")
+
+
+class RewardSpec(TrainSpec):
+    """Score answers so that chosen beat rejected (Bradley-Terry), starting from the SFT policy with a scalar head."""
+
+    stage = "reward"
+    learning_rate: PositiveFloat = _rate("reward")
+    center_rewards_coefficient: NonNegativeFloat = 0.01
+    """weight of the squared sum of a pair's scores, which pulls their mean to 0 (arXiv:2312.09244)"""
+
+
+class DpoSpec(TrainSpec):
+    """Prefer chosen over rejected answers, staying near the SFT policy (arXiv:2305.18290)."""
+
+    stage = "dpo"
+    learning_rate: PositiveFloat = _rate("dpo")
+    beta: PositiveFloat = 0.1
+    """pull to the reference, in 1/nats"""
+    loss: Literal["sigmoid"] = "sigmoid"
+    """eq. 7 of the paper"""
+
+
+SFT = Stage("sft", 1, "policy", partial(run_child, "sft"), heavy=True)
+"""inputs: policy, data (instructions)"""
+REWARD = Stage("reward", 1, "reward_model", partial(run_child, "reward"), heavy=True)
+"""inputs: policy (the SFT policy), data (preferences)"""
+DPO = Stage("dpo", 1, "policy", partial(run_child, "dpo"), heavy=True)
+"""inputs: policy (the SFT policy), data (preferences)"""

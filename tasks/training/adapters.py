@@ -1,0 +1,143 @@
+# pyright: basic
+"""Where a training stage starts, and what it writes: adapters continued or fresh on the policy, or the whole model.
+
+Either way the first forward pass gives exactly the parent policy.
+"""
+
+import json
+import shutil
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import LoraConfig, PeftConfig, PeftModel, get_peft_model
+from transformers import set_seed
+
+from tasks.core.contract import Run
+from tasks.core.files import write_json
+from tasks.core.spec import Spec, canonical, to_json
+from tasks.methods import METHODS, Lora, Qlora, follow
+from tasks.policy import ADAPTERS, MODEL, TEMPLATE, TOKENIZER_FILES, Link, PolicyRecord, Task, read_record, write_record
+from tasks.train import TrainSpec
+from tasks.training.models import PEFT_TASKS, Loaded, load
+
+METHOD = "method.json"
+"""beside an adapter's weights: the spec of the method that made it"""
+
+
+def _low_rank(method: Lora | Qlora, task: Task) -> PeftConfig:
+    targets = method.targets if isinstance(method.targets, str) else list(method.targets)
+    return LoraConfig(
+        r=method.rank, lora_alpha=method.alpha, lora_dropout=method.dropout, target_modules=targets, bias="none",
+        task_type=PEFT_TASKS[task],
+    )  # fmt: skip
+
+
+BUILDERS: dict[str, Callable[..., PeftConfig]] = {"lora": _low_rank, "qlora": _low_rank}
+"""method name -> `(method, task) -> PeftConfig`, for the methods kept as an adapter"""
+
+
+@dataclass(frozen=True)
+class Start:
+    """A model ready to train and the record of what will come out."""
+
+    loaded: Loaded
+    parent: Path
+    record: PolicyRecord
+    how: str
+    """continue, fresh or full: how it came from the parent"""
+    method: Spec
+
+    @property
+    def model(self) -> Any:  # noqa: ANN401  transformers and PEFT models
+        """What the trainer trains."""
+        return self.loaded.model
+
+
+def start(policy: Path, spec: TrainSpec, run: Run) -> Start:
+    """Load `policy` and make it trainable by the method of `spec`.  Raises SpecError where that would not start exactly there."""
+    parent = read_record(policy)
+    row = METHODS[spec.method.name]
+    task: Task = "reward" if spec.stage == "reward" else "policy"
+    same = bool(parent.adapters) and parent.chain[-1].method == spec.method.name
+    same = same and _same_shape(policy / ADAPTERS / parent.adapters[-1], spec.method)
+    how = follow(parent.quantization is not None, bool(parent.adapters), spec.method, same=same)
+    set_seed(spec.seed)
+    if how == "continue":
+        loaded = load(policy, run, task=task, trainable=True, seed=spec.seed)
+        _set_dropout(loaded.model, getattr(spec.method, "dropout", 0.0))
+        name = parent.adapters[-1]
+    elif row.adapter:
+        loaded = load(policy, run, task=task, merged=bool(parent.adapters), seed=spec.seed, quantised=row.quantised)
+        config = BUILDERS[spec.method.name](spec.method, task)
+        loaded = loaded.replace(get_peft_model(loaded.model, config))
+        name = f"{len(parent.adapters)}-{spec.stage}"
+    else:
+        loaded = load(policy, run, task=task, trainable=True, merged=True, seed=spec.seed)
+        name, how = None, "full"
+    link = Link(stage=spec.stage, method=spec.method.name, adapter=name)
+    update = {"task": task, "chain": (*parent.chain, link), "quantization": "nf4" if row.quantised else None}
+    return Start(loaded, policy, parent.model_copy(update=update), how, spec.method)
+
+
+def write_payload(begin: Start, out: Path, model: Any) -> None:  # noqa: ANN401  transformers and PEFT models
+    """Write the trained `model` under `out` by the rules of docs/artifacts.md: no path, no time, nothing random."""
+    write_record(out, begin.record)
+    trained = begin.record.chain[-1].adapter
+    if trained is None:
+        write_model(out / MODEL, model, begin.loaded.source)
+        return
+    if (begin.parent / MODEL).is_dir():
+        shutil.copytree(begin.parent / MODEL, out / MODEL, copy_function=shutil.copyfile)
+    for name in begin.record.adapters[:-1]:
+        shutil.copytree(begin.parent / ADAPTERS / name, out / ADAPTERS / name, copy_function=shutil.copyfile)
+    write_adapter(out / ADAPTERS / trained, model, begin.record.base.name, begin.method)
+
+
+def write_model(folder: Path, model: Any, tokenizer_from: Path) -> None:  # noqa: ANN401
+    """Write a whole model with the tokenizer files of `tokenizer_from`, byte for byte."""
+    model.save_pretrained(folder)
+    for name in (*TOKENIZER_FILES, TEMPLATE):
+        if (tokenizer_from / name).is_file():
+            shutil.copyfile(tokenizer_from / name, folder / name)
+
+
+def write_adapter(folder: Path, model: PeftModel, base: str, method: Spec) -> None:
+    """Write the adapter `default` of `model`; its config names the base by name, and PEFT's model card is left out."""
+    draft = folder.with_name(f".{folder.name}")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # it looks for the base on the hub to see whether the vocabulary was resized
+        model.save_pretrained(draft, selected_adapters=["default"], save_embedding_layers=False)
+    (draft / "README.md").unlink(missing_ok=True)
+    path = draft / "adapter_config.json"
+    config = json.loads(path.read_text())
+    config["base_model_name_or_path"] = base
+    for name in ("target_modules", "modules_to_save", "exclude_modules"):
+        if isinstance(config.get(name), list):
+            config[name] = sorted(config[name])  # sets, written in the order of their hashes
+    path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
+    write_json(draft / METHOD, to_json(method))
+    draft.rename(folder)
+
+
+def _set_dropout(model: Any, share: float) -> None:  # noqa: ANN401
+    for name, module in model.named_modules():
+        if name.endswith("lora_dropout"):
+            module["default"] = torch.nn.Dropout(share) if share else torch.nn.Identity()
+
+
+def trainable_share(model: Any) -> tuple[int, float]:  # noqa: ANN401
+    """Number of trainable parameters, and their share of all."""
+    trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    total = model.num_parameters() if hasattr(model, "num_parameters") else sum(p.numel() for p in model.parameters())
+    return trainable, trainable / max(total, trainable)
+
+
+def _same_shape(folder: Path, method: Spec) -> bool:
+    """Whether the adapter in `folder` was made by `method`; dropout is no part of the shape."""
+    path = folder / METHOD
+    saved = json.loads(path.read_text()) if path.is_file() else {}
+    return {**saved, "dropout": None} == {**json.loads(canonical(method)), "dropout": None}

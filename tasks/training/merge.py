@@ -1,0 +1,129 @@
+# pyright: basic
+"""Merge a policy's adapters into its base, and certify that the outcome answers as the policy did.
+
+Distances are over all prompt positions, in logits (largest, mean) and in nats (KL of the merged from the unmerged distribution).
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+
+from tasks.core.contract import Inputs, Metrics, Progress, Run
+from tasks.core.errors import AlignError, DataError
+from tasks.core.files import write_json
+from tasks.core.spec import Json
+from tasks.merge import MergeSpec
+from tasks.policy import MODEL, Link, read_record, write_record
+from tasks.training.adapters import write_model
+from tasks.training.data import Encoder, read_rows
+from tasks.training.models import load
+
+CERTIFICATE = "merge.json"
+EFFECT_PROMPTS = 4
+"""prompts on which the adapter is also switched off, to see how far it moves the logits"""
+
+
+@dataclass
+class _Distance:
+    """Running comparison of two models' logits."""
+
+    largest: float = 0.0
+    total: float = 0.0
+    kl: float = 0.0
+    agree: int = 0
+    tokens: int = 0
+    words: int = 1
+
+    def add(self, old: torch.Tensor, new: torch.Tensor) -> None:
+        """Take in the logits of one prompt, (tokens, words) each."""
+        gap = (new - old).abs()
+        self.largest = max(self.largest, float(gap.max()))
+        self.total += float(gap.sum(dtype=torch.float64))
+        p, q = old.double().log_softmax(-1), new.double().log_softmax(-1)
+        self.kl += float((q.exp() * (q - p)).sum())
+        self.agree += int((old.argmax(-1) == new.argmax(-1)).sum())
+        self.tokens, self.words = self.tokens + len(old), old.shape[1]
+
+
+def run(spec: MergeSpec, inputs: Inputs, out: Path, run: Run) -> Metrics:
+    """Write `inputs["policy"]` as one plain model, compared on `inputs["prompts"]`."""
+    record = read_record(inputs["policy"])
+    if not record.adapters:
+        raise DataError(f"{inputs['policy']}: this policy has no adapter to merge; leave the merge stage out")
+    rows = sorted(read_rows(inputs["prompts"], "prompts"), key=lambda row: row["id"])[: spec.prompts]
+    if not rows:
+        raise DataError(f"{inputs['prompts']}: no prompts to compare on")
+    texts, effect = _before(spec, inputs["policy"], rows, run)
+    merged = load(inputs["policy"], run, merged=True)
+    run.log(f"merged {', '.join(record.adapters)}; comparing on {len(texts)} prompts")
+    distance = _Distance()
+    for i, ids in enumerate(texts):
+        distance.add(load_file(_stored(run, i))["logits"], _logits(merged.model, ids))
+        _stored(run, i).unlink()
+        run.progress(Progress(i + 1, len(texts), {"max_logit_distance": distance.largest}))
+    tolerance = spec.quantised_tolerance if record.quantization else spec.tolerance
+    certificate = _certificate(distance, effect, tolerance, len(texts))
+    write_model(out / MODEL, merged.model, merged.source)
+    chain = (*record.chain, Link(stage="merge", method="merge"))
+    write_record(out, record.model_copy(update={"chain": chain, "quantization": None}))
+    write_json(out / CERTIFICATE, certificate)
+    return certificate
+
+
+def _before(spec: MergeSpec, policy: Path, rows: list[dict[str, Any]], run: Run) -> tuple[list[list[int]], float]:
+    """Store the unmerged logits of every prompt; return the prompts' tokens, and how far the last adapter moves any logit."""
+    policy_now = load(policy, run)
+    encoder = Encoder(policy_now.tokenizer, policy_now.model)
+    texts = [encoder.prompt(row["prompt"])[: spec.max_length] for row in rows]
+    effect = 0.0
+    for i, ids in enumerate(texts):
+        logits = _logits(policy_now.model, ids)
+        save_file({"logits": logits}, _stored(run, i))
+        if i < EFFECT_PROMPTS:
+            with policy_now.model.disable_adapter():
+                effect = max(effect, float((logits - _logits(policy_now.model, ids)).abs().max()))
+    return texts, effect
+
+
+def _certificate(distance: _Distance, effect: float, tolerance: float, prompts: int) -> dict[str, Json]:
+    """The numbers, rounded so that they are the same everywhere.  Raises AlignError where the merge is not faithful."""
+    agreement = distance.agree / distance.tokens
+    if not distance.largest <= tolerance:
+        raise AlignError(
+            f"merge: a logit moved by {distance.largest:.3g}, more than the tolerance {tolerance:g} (top-1 agreement "
+            f"{agreement:.2%}); use the unmerged policy, or raise the tolerance"
+        )
+    if 0 < effect <= distance.largest:
+        raise AlignError(
+            f"merge: the adapter moves logits by up to {effect:.3g}, and the merged model is {distance.largest:.3g} away from "
+            "the policy: the adapter was not merged, or is smaller than rounding"
+        )
+    return {
+        "max_logit_distance": _round(distance.largest),
+        "mean_logit_distance": _round(distance.total / (distance.tokens * distance.words)),
+        "kl_nats_per_token": _round(distance.kl / distance.tokens),
+        "top1_agreement": round(agreement, 6),
+        "adapter_effect": _round(effect),
+        "tolerance": tolerance,
+        "prompts": prompts,
+        "tokens": distance.tokens,
+    }
+
+
+def _logits(model: Any, ids: list[int]) -> torch.Tensor:  # noqa: ANN401
+    """(tokens, words), float32, on the CPU."""
+    device = next(model.parameters()).device
+    with torch.no_grad():
+        return model(input_ids=torch.tensor([ids], device=device), use_cache=False).logits[0].float().cpu()
+
+
+def _stored(run: Run, number: int) -> Path:
+    return run.work / f"logits-{number}.safetensors"
+
+
+def _round(value: float) -> float:
+    """Two significant digits: what rounding leaves beyond them differs from machine to machine."""
+    return float(f"{value:.2g}")
