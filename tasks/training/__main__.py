@@ -19,7 +19,7 @@ from tasks.core.files import write_json
 from tasks.core.launch import EVENT
 from tasks.core.secrets import redact
 
-JOBS = ("sft", "reward", "dpo", "merge", "generate", "score", "rewards")
+JOBS = ("sft", "reward", "dpo", "merge", "generate", "score", "rewards", "metrics")
 
 
 def main(path: Path) -> int:

@@ -1,0 +1,73 @@
+# pyright: basic
+"""Parquet tables of answers and scores: fixed writer settings and sorted rows, so that equal rows give equal bytes."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from tasks.core.errors import DataError
+
+ANSWERS_FILE = "answers.parquet"
+SCORES_FILE = "scores.parquet"
+_MESSAGE = pa.struct([("role", pa.string()), ("content", pa.string())])
+ANSWERS = pa.schema(
+    [
+        ("id", pa.string()),
+        ("conversation", pa.string()),
+        ("task", pa.string()),
+        ("prompt", pa.list_(_MESSAGE)),
+        ("answer", pa.string()),
+        ("tokens", pa.int64()),
+        ("finished", pa.bool_()),
+    ]
+)
+SCORES = pa.schema(
+    [
+        ("subject", pa.string()),
+        ("metric", pa.string()),
+        ("item", pa.string()),
+        ("cluster", pa.string()),
+        ("value", pa.float64()),
+        ("weight", pa.float64()),
+    ]
+)
+
+
+def read_rows(path: Path, limit: int | None = None) -> list[dict[str, Any]]:
+    """Rows of the table at `path` ordered by id, the first `limit` of them.  Raises DataError if it is missing or empty."""
+    if not path.is_file():
+        raise DataError(f"{path}: no such file; is the input an artifact of the right kind?")
+    table = pq.read_table(path)
+    if not len(table):
+        raise DataError(f"{path}: the table is empty, so there is nothing to measure on; take more data, or hold more of it out")
+    return table.sort_by("id").slice(0, limit).to_pylist()
+
+
+def write_answers(out: Path, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Write `out/answers.parquet`, ordered by id."""
+    _write(out / ANSWERS_FILE, rows, ANSWERS, ("id",))
+
+
+def write_scores(out: Path, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Write `out/scores.parquet`, ordered by subject, metric and item."""
+    _write(out / SCORES_FILE, rows, SCORES, ("subject", "metric", "item"))
+
+
+def score(metric: str, row: Mapping[str, Any], value: float, *, subject: str = "", weight: float = 1.0) -> dict[str, Any]:
+    """One score of the item `row`.  No subject: it is named by the input through which the scores are judged."""
+    return {
+        "subject": subject,
+        "metric": metric,
+        "item": row["id"],
+        "cluster": row["conversation"],
+        "value": float(value),
+        "weight": float(weight),
+    }
+
+
+def _write(path: Path, rows: Sequence[Mapping[str, Any]], schema: pa.Schema, order: Sequence[str]) -> None:
+    table = pa.Table.from_pylist(list(rows), schema=schema).sort_by([(name, "ascending") for name in order])
+    pq.write_table(table, path, compression="zstd", version="2.6", row_group_size=100_000)

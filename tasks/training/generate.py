@@ -1,0 +1,151 @@
+# pyright: basic
+"""A policy's answers: prompts of like length in a batch, padded on the left, key-value cache; finished rows leave the batch.
+
+Every prompt has random draws of its own, so an answer does not depend on the batch it was written in.
+"""
+
+import hashlib
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from tasks.core.contract import Inputs, Metrics, Progress, Run
+from tasks.core.errors import DataError
+from tasks.generate import AnswersSpec
+from tasks.tables import read_rows, write_answers
+from tasks.training.batches import by_length, padded, rows_at_once, soft_prompt
+from tasks.training.data import Encoder
+from tasks.training.models import Loaded, load
+
+ROWS = {"cpu": 32, "cuda": 64}
+"""prompts at once"""
+TOKENS = {"cpu": 16_384, "cuda": 131_072}
+"""prompt and answer tokens of a batch at most: they are held in the key-value cache"""
+Pick = Callable[[Tensor, list[int], int], Tensor]
+"""`(logits_BV, rows, step) -> tokens_B`: the next token of each row"""
+
+
+def run(spec: AnswersSpec, inputs: Inputs, out: Path, run: Run) -> Metrics:
+    """Write `answers.parquet` for the prompts in `inputs`."""
+    rows = read_rows(inputs["prompts"] / "prompts.parquet", spec.limit)
+    loaded = load(inputs["policy"], run, task="policy")
+    encoder = Encoder(loaded.tokenizer, loaded.model)
+    prompts = [encoder.prompt(row["prompt"]) for row in rows]
+    _check_room(loaded, rows, prompts, spec.max_new_tokens)
+    pick = _sampler(spec, [row["id"] for row in rows]) if spec.temperature else _likeliest
+    spoken_by_number = dict(answers(loaded, encoder, prompts, spec.max_new_tokens, pick, run))
+    table = []
+    for number, row in enumerate(rows):
+        ids = spoken_by_number[number]
+        finished = bool(ids) and ids[-1] in encoder.stops
+        spoken = ids[:-1] if finished else ids
+        text = loaded.tokenizer.decode(spoken, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+        kept = {name: row[name] for name in ("id", "conversation", "task", "prompt")}
+        table.append({**kept, "answer": text, "tokens": len(spoken), "finished": finished})
+    write_answers(out, table)
+    return {
+        "answers": len(table),
+        "tokens": sum(row["tokens"] for row in table),
+        "finished": sum(row["finished"] for row in table) / len(table),
+    }
+
+
+def answers(
+    loaded: Loaded, encoder: Encoder, prompts: Sequence[list[int]], new_tokens: int, pick: Pick, run: Run
+) -> Iterator[tuple[int, list[int]]]:
+    """Yield (number of the prompt, tokens of its answer, stop token included), batch by batch."""
+    kind = loaded.device.type
+    batches = list(
+        by_length(
+            [len(prompt) + new_tokens for prompt in prompts],
+            rows=rows_at_once(run, ROWS[kind]), tokens=TOKENS[kind], equal=soft_prompt(loaded.model),
+        )
+    )  # fmt: skip
+    done = tokens = 0
+    for batch in batches:
+        spoken = decode(loaded.model, [prompts[i] for i in batch], encoder, new_tokens, partial(_of_batch, pick, batch))
+        done, tokens = done + len(batch), tokens + sum(map(len, spoken))
+        run.progress(Progress(done, len(prompts), {"tokens": tokens}))
+        yield from zip(batch, spoken, strict=True)
+
+
+@torch.inference_mode()
+def decode(model: Any, prompts: Sequence[list[int]], encoder: Encoder, new_tokens: int, pick: Pick) -> list[list[int]]:  # noqa: ANN401
+    """The answer to each of `prompts`, at most `new_tokens` tokens; `pick` gets positions in `prompts`.
+
+    With a soft prompt all prompts have one length: the model counts positions itself, and the trained vectors enter the cache in
+    the first step, after which the plain model goes on.
+    """
+    soft = soft_prompt(model)
+    ids_BT, mask_BT = padded(prompts, encoder.pad, model.device, left=True)
+    position_BT = (mask_BT.cumsum(1) - 1).clamp(min=0)
+    rows = list(range(len(prompts)))
+    spoken: list[list[int]] = [[] for _ in prompts]
+    cache, forward = None, model
+    for step in range(new_tokens):
+        where = {} if soft else {"attention_mask": mask_BT, "position_ids": position_BT}
+        output = forward(input_ids=ids_BT, past_key_values=cache, use_cache=True, logits_to_keep=1, **where)
+        cache = output.past_key_values
+        next_B = pick(output.logits[:, -1].float(), rows, step)
+        alive = []
+        for i, token in enumerate(next_B.tolist()):
+            spoken[rows[i]].append(token)
+            if token not in encoder.stops:
+                alive.append(i)
+        if not alive:
+            break
+        if len(alive) < len(rows):
+            keep = torch.tensor(alive, device=next_B.device)
+            cache.batch_select_indices(keep)
+            next_B, mask_BT, position_BT = next_B[keep], mask_BT[keep], position_BT[keep]
+            rows = [rows[i] for i in alive]
+        ids_BT, position_BT = next_B[:, None], position_BT[:, -1:] + 1
+        mask_BT = torch.cat([mask_BT, mask_BT.new_ones(len(rows), 1)], dim=1)
+        forward = model.get_base_model() if soft else model
+    return spoken
+
+
+def _of_batch(pick: Pick, batch: Sequence[int], logits_BV: Tensor, rows: list[int], step: int) -> Tensor:
+    return pick(logits_BV, [batch[row] for row in rows], step)
+
+
+def _likeliest(logits_BV: Tensor, rows: list[int], step: int) -> Tensor:
+    return logits_BV.argmax(dim=-1)
+
+
+def _sampler(spec: AnswersSpec, ids: Sequence[str]) -> Pick:
+    """Nucleus sampling (arXiv:1904.09751) by inverting the distribution at a uniform draw that belongs to prompt and step."""
+    draws = np.stack([_uniform(spec.seed, name, spec.max_new_tokens) for name in ids])
+
+    def pick(logits_BV: Tensor, rows: list[int], step: int) -> Tensor:
+        share_BV, token_BV = torch.softmax(logits_BV.double() / spec.temperature, dim=-1).sort(
+            dim=-1, descending=True, stable=True
+        )
+        upto_BV = share_BV.cumsum(dim=-1)
+        kept_B = ((upto_BV - share_BV) < spec.top_p).sum(dim=-1, keepdim=True)
+        mass_B = upto_BV.gather(1, kept_B - 1)
+        drawn_B = torch.from_numpy(draws[rows, step]).to(logits_BV.device)[:, None] * mass_B
+        place_B = torch.searchsorted(upto_BV, drawn_B, right=True).minimum(kept_B - 1)
+        return token_BV.gather(1, place_B)[:, 0]
+
+    return pick
+
+
+def _uniform(seed: int, name: str, count: int) -> np.ndarray:
+    key = int.from_bytes(hashlib.sha256(f"{seed}\n{name}".encode()).digest()[:16], "little")
+    return np.random.Generator(np.random.Philox(key=key)).random(count)
+
+
+def _check_room(loaded: Loaded, rows: Sequence[dict[str, Any]], prompts: Sequence[list[int]], new_tokens: int) -> None:
+    room = getattr(loaded.model.config, "max_position_embeddings", None)
+    for row, prompt in zip(rows, prompts, strict=True):
+        if room and len(prompt) + new_tokens > room:
+            raise DataError(
+                f"prompt {row['id']}: {len(prompt)} tokens and {new_tokens} new ones exceed the model's {room} positions; lower "
+                "max_new_tokens or curate long prompts away"
+            )
