@@ -10,8 +10,8 @@ import sys
 import traceback
 import warnings
 from importlib import import_module
+from inspect import signature
 from pathlib import Path
-from typing import get_type_hints
 
 from tasks.core.contract import Execution, Progress, Run
 from tasks.core.errors import AlignError, OutOfMemory
@@ -34,7 +34,7 @@ def main(path: Path) -> int:
         if job["job"] not in JOBS:
             raise AlignError(f"{job['job']}: no such job; there are {', '.join(JOBS)}")  # noqa: TRY301
         function = import_module(f"tasks.training.{job['job']}").run
-        spec = get_type_hints(function)["spec"].model_validate(job["spec"])
+        spec = signature(function).parameters["spec"].annotation.model_validate(job["spec"])
         inputs = {name: Path(value) for name, value in job["inputs"].items()}
         run = Run(work, Path(job["models"]), Execution(**job["execution"]), log=_log, progress=_progress)
         metrics = function(spec, inputs, Path(job["out"]), run)
@@ -58,7 +58,9 @@ def _classified(error: Exception) -> AlignError:
         return OutOfMemory(f"out of memory: {text.splitlines()[0] if text else 'allocation failed'}")
     frames = traceback.extract_tb(error.__traceback__)
     place = next((f for f in reversed(frames) if "site-packages" not in f.filename), frames[-1])
-    return AlignError(f"{type(error).__name__}: {text.splitlines()[0] if text else ''} (at {Path(place.filename).name}:{place.lineno})")
+    return AlignError(
+        f"{type(error).__name__}: {text.splitlines()[0] if text else ''} (at {Path(place.filename).name}:{place.lineno})"
+    )
 
 
 def _log(line: str) -> None:
