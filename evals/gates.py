@@ -38,20 +38,28 @@ class Gate(Spec):
 
     @model_validator(mode="after")
     def _makes_sense(self) -> Self:
-        known = metric(self.metric, self.against)
-        where = f"gate {self.metric}"
+        where = f"gate {self.metric}"  # ValueError is what pydantic collects, with the place in the plan
+        try:
+            known = metric(self.metric, self.against)
+        except SpecError as error:
+            raise ValueError(f"gate {error}") from error
         if self.at_least is None and self.at_most is None:
-            raise SpecError(f"{where}: neither at_least nor at_most is set, so it could never say no")
+            raise ValueError(f"{where}: neither at_least nor at_most is set, so it could never say no")
         if self.at_least is not None and self.at_most is not None and self.at_least > self.at_most:
-            raise SpecError(f"{where}: at_least {self.at_least:g} is above at_most {self.at_most:g}, so it could never pass")
+            raise ValueError(f"{where}: at_least {self.at_least:g} is above at_most {self.at_most:g}, so it could never pass")
         if self.against and not known.comparative:
-            raise SpecError(f"{where}: it is measured on the candidate alone; leave out against: {self.against}")
+            raise ValueError(f"{where}: it is measured on the candidate alone; leave out against: {self.against}")
         return self
 
     @property
     def comparator(self) -> Against | None:
         """Whom the candidate is compared with, defaults applied."""
         return self.against or ("parent" if metric(self.metric, None).comparative else None)
+
+    @property
+    def bounds(self) -> list[float]:
+        """The bounds that are set."""
+        return [bound for bound in (self.at_least, self.at_most) if bound is not None]
 
     @property
     def demand(self) -> str:
@@ -76,7 +84,7 @@ class Judgement:
     def sentence(self) -> str:
         """All of it in one sentence, with the numbers."""
         gate, found = self.gate, self.estimate
-        value, low, high = (shown(number, gate) for number in (found.value, found.low, found.high))
+        value, low, high = (shown(number, gate.bounds) for number in (found.value, found.low, found.high))
         count = f"n={found.items}" + (f" in {found.clusters} conversations" if found.clusters < found.items else "")
         text = (
             f"{gate.metric}: need {gate.demand}, got {value} [{low}, {high}] at {percent(found.level)} on {count}: {self.verdict}"
@@ -149,19 +157,18 @@ def described(name: str, against: Against | None, estimate: Estimate) -> dict[st
         "low": rounded(estimate.low),
         "high": rounded(estimate.high),
         "level": rounded(estimate.level),
-        "error": rounded(estimate.error),
+        "standard_error": rounded(estimate.error),
         "items": estimate.items,
         "clusters": estimate.clusters,
     }
 
 
-def shown(number: float, gate: Gate) -> str:
+def shown(number: float, bounds: Sequence[float] = ()) -> str:
     """`number` to three decimals, or as many more as it takes not to look equal to a bound that it differs from.
 
-    >>> shown(0.49997, Gate(metric="finished_rate", at_least=0.5)), shown(0.25, Gate(metric="finished_rate", at_least=0.5))
+    >>> shown(0.49997, [0.5]), shown(0.25, [0.5])
     ('0.49997', '0.250')
     """
-    bounds = [bound for bound in (gate.at_least, gate.at_most) if bound is not None]
     digits = next((d for d in range(3, 12) if all((number == b) == (round(number, d) == b) for b in bounds)), 12)
     return f"{number:.{digits}f}"
 
@@ -196,7 +203,6 @@ def _judged(gate: Gate, level: float, scores: Scores, seed: int, resamples: int)
         verdict = "fail"
     needed = None
     if verdict == "review":
-        bounds = (gate.at_least, gate.at_most)
-        open_bounds = [abs(found.value - bound) for bound in bounds if bound is not None and found.low < bound < found.high]
+        open_bounds = [abs(found.value - bound) for bound in gate.bounds if found.low < bound < found.high]
         needed = found.items_needed(min(open_bounds, default=0.0))
     return Judgement(gate, found, verdict, found.smallest_effect(), needed)

@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
 FILE = "scores.parquet"
 SUBJECTS = ("candidate", "parent", "base")
+DATA = "length"
+"""subject of what needs no model"""
 _KEY = ("subject", "metric", "item")
 _COLUMNS = (*_KEY, "cluster", "value", "weight")
 
@@ -73,7 +75,10 @@ class Scores:
         return sorted({metric for _, metric in self._series})
 
     def aligned(self, *wanted: tuple[str, str]) -> list[Series]:
-        """The series of each (subject, metric), item for item; DataError if one is missing or the items differ."""
+        """The series of each (subject, metric), item for item; DataError if one is missing or the items differ.
+
+        What is known of the data alone (subject `length`) may cover more items than the first series, and is cut to its items.
+        """
         found: list[Series] = []
         for subject, metric in wanted:
             if (subject, metric) not in self._series:
@@ -81,7 +86,10 @@ class Scores:
                 raise DataError(f"{metric} of {subject} was not measured; the scores hold {there}")
             found.append(self._series[subject, metric])
         first = found[0]
-        for (subject, metric), series in zip(wanted[1:], found[1:], strict=True):
+        for i, (subject, metric) in enumerate(wanted[1:], start=1):
+            if subject == DATA:
+                found[i] = _only(found[i], first.items)
+            series = found[i]
             pair = f"{metric} of {subject} and {wanted[0][1]} of {wanted[0][0]}"
             if not np.array_equal(series.items, first.items):
                 other = sorted(set(series.items) ^ set(first.items))
@@ -102,6 +110,11 @@ def subject_of(name: str) -> str:
     """
     last = name.rpartition("_")[2]
     return last if last in SUBJECTS else ""
+
+
+def _only(series: Series, items: Texts) -> Series:
+    kept = np.isin(series.items, items)
+    return Series(*(column[kept] for column in series))
 
 
 def _read(name: str, folder: Path) -> "pa.Table":

@@ -1,29 +1,115 @@
-"""What an artifact was made of: its inputs by content digest, down to the raw files."""
+"""What an artifact was made from, and what that was made from: a graph over content digests.
 
-from dataclasses import dataclass
+An identity names its inputs by digest alone, so the artifacts that may occur are handed in: a whole store, or a stage's inputs.
+"""
 
-from tasks.core.store import Artifact, Store
+import json
+from collections import defaultdict
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from tasks.core.errors import DataError
+from tasks.core.spec import Json, canonical, sha256
+from tasks.core.store import FORMAT, MANIFEST, Artifact, Store
+
+if TYPE_CHECKING:
+    from rich.tree import Tree
 
 
 @dataclass(frozen=True)
 class Trace:
-    """An artifact and what went into it; a raw file, or an input that is gone, is its sha256."""
+    """An artifact, and by name what its stage read: traced on, or the digest of a file or of what is no longer there."""
 
     artifact: Artifact
-    inputs: "dict[str, Trace | str]"
+    inputs: "dict[str, Trace | str]" = field(default_factory=dict["str", "Trace | str"])
+
+    def walk(self) -> "Iterator[Trace]":
+        """Everything below, each once and inputs first, and then this."""
+        seen: set[str] = set()
+
+        def visit(trace: Trace) -> Iterator[Trace]:
+            if trace.artifact.key not in seen:
+                seen.add(trace.artifact.key)
+                for _, below in sorted(trace.inputs.items()):
+                    if isinstance(below, Trace):
+                        yield from visit(below)
+                yield trace
+
+        yield from visit(self)
+
+    def to_json(self) -> dict[str, Json]:
+        """This artifact alone: what it is and what was asked for, never when or where."""
+        return {
+            "kind": self.artifact.kind,
+            "key": self.artifact.key,
+            "digest": self.artifact.digest,
+            "stage": self.artifact.stage,
+            "version": self.artifact.identity["version"],
+            "spec": self.artifact.identity["spec"],
+            "inputs": dict(sorted(self.artifact.inputs.items())),
+        }
+
+    def tree(self) -> "Tree":
+        """For a rich console; what occurs twice is drawn out once."""
+        from rich.text import Text
+        from rich.tree import Tree
+
+        drawn: set[str] = set()
+
+        def grow(tree: Tree, trace: Trace) -> Tree:
+            drawn.add(trace.artifact.key)
+            for name, below in sorted(trace.inputs.items()):
+                prefix = (f"{name}: ", "dim")
+                if isinstance(below, str):
+                    tree.add(Text.assemble(prefix, f"file sha256 {below[:12]}"))
+                elif below.artifact.key in drawn and below.inputs:
+                    tree.add(Text.assemble(prefix, *_label(below.artifact), (" (above)", "dim")))
+                else:
+                    grow(tree.add(Text.assemble(prefix, *_label(below.artifact))), below)
+            return tree
+
+        return grow(Tree(Text.assemble(*_label(self.artifact))), self)
 
 
 def trace(store: Store, artifact: Artifact) -> Trace:
-    """Follow the inputs of `artifact` through `store`; of several artifacts with one content, the oldest is named."""
-    by_digest: dict[str, Artifact] = {}
-    for known in store.all():
-        by_digest.setdefault(known.digest, known)
-    return _trace(by_digest, artifact)
+    """What `artifact` was made from, as far as `store` still holds it."""
+    return trace_among(store.all(), artifact)
 
 
-def _trace(by_digest: dict[str, Artifact], artifact: Artifact) -> Trace:
-    inputs: dict[str, Trace | str] = {}
-    for part, digest in artifact.inputs.items():
-        below = by_digest.get(digest)
-        inputs[part] = _trace(by_digest, below) if below else digest
-    return Trace(artifact, inputs)
+def trace_among(artifacts: Iterable[Artifact], artifact: Artifact) -> Trace:
+    """What `artifact` was made from, over `artifacts`; of several with one digest the first counts, their bytes are equal."""
+    known: defaultdict[str, list[Artifact]] = defaultdict(list)
+    for candidate in artifacts:
+        known[candidate.digest].append(candidate)
+    done: dict[str, Trace] = {}
+
+    def traced(one: Artifact, above: tuple[str, ...]) -> Trace:
+        if one.key not in done:
+            path = (*above, one.key)
+            done[one.key] = Trace(one, {name: below(digest, path) for name, digest in one.inputs.items()})
+        return done[one.key]
+
+    def below(digest: str, path: tuple[str, ...]) -> Trace | str:
+        # a stage that changed nothing has the digest of its input: it must not become its own ancestor
+        found = next((one for one in known[digest] if one.key not in path), None)
+        return traced(found, path) if found else digest
+
+    return traced(artifact, ())
+
+
+def opened(path: Path) -> Artifact:
+    """The artifact in folder `path`.  Raises DataError where its manifest is missing or was altered."""
+    try:
+        manifest = json.loads((path / MANIFEST).read_text(encoding="utf-8"))
+        intact = manifest["format"] == FORMAT and manifest["key"] == sha256(canonical(manifest["identity"]))
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise DataError(f"{path}: not an artifact (no readable {MANIFEST}); run again and it is rebuilt") from error
+    if not intact:
+        raise DataError(f"{path}: its {MANIFEST} was altered; run again and it is rebuilt")
+    return Artifact(path, manifest)
+
+
+def _label(artifact: Artifact) -> list[str | tuple[str, str]]:
+    return [(artifact.stage, "bold"), f" {artifact.kind}/{artifact.key[:12]}", (f"  {artifact.created}", "dim")]

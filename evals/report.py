@@ -1,0 +1,122 @@
+"""A verdict for people: markdown, the terminal, and plain rows.  All read the dict of `verdict.json` and decide nothing.
+
+`verdict.json` holds verdict, reasons (sentences), gates (`Judgement.row`), measured (`gates.measured`), seed and resamples.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+from evals.gates import percent, shown
+
+if TYPE_CHECKING:
+    from rich.console import Group
+
+Row: TypeAlias = Mapping[str, Any]
+MARKS = {"pass": "✅", "fail": "❌", "review": "🔎"}
+_COLOURS = {"pass": "green", "fail": "red", "review": "yellow"}
+_GATES = ("", "metric", "need", "found", "interval", "at", "n", "smallest effect", "note")
+_MEASURED = ("metric", "against", "found", "interval", "n", "unit", "better", "what it is")
+
+
+def headline(verdict: Row) -> str:
+    """The verdict in one line.
+
+    >>> headline({"verdict": "pass", "gates": [{"verdict": "pass"}]})
+    '✅ pass: 1 of 1 gates hold'
+    """
+    gates: Sequence[Row] = verdict["gates"]
+    words = {"pass": "hold", "fail": "failed", "review": "need a person"}
+    count = sum(gate["verdict"] == verdict["verdict"] for gate in gates)
+    said = f"{count} of {len(gates)} gates {words[verdict['verdict']]}" if gates else "no gate was asked for"
+    return f"{MARKS[verdict['verdict']]} {verdict['verdict']}: {said}"
+
+
+def rows(verdict: Row) -> list[dict[str, str]]:
+    """The gates as a table of plain text, for example for a Prefect table artifact."""
+    return [_gate(gate) for gate in verdict["gates"]]
+
+
+def gate_markdown(verdict: Row) -> str:
+    """The gates as a markdown table."""
+    return _markdown(_GATES, rows(verdict))
+
+
+def markdown(verdict: Row) -> str:
+    """The whole verdict: the headline, the gates, the reasons, and everything else that was measured."""
+    parts = [f"# {headline(verdict)}"]
+    if verdict["gates"]:
+        parts.append(gate_markdown(verdict))
+    parts.append("\n".join(f"- {_cell(reason)}" for reason in verdict["reasons"]))
+    if verdict["measured"]:
+        parts += ["## Also measured", _markdown(_MEASURED, _measured(verdict))]
+    parts.append(
+        f"Intervals: paired BCa bootstrap by conversation, {verdict['resamples']} resamples, seed {verdict['seed']}; "
+        "gates at levels corrected for their number, the second table at 95% each and not corrected."
+    )
+    return "\n\n".join(parts) + "\n"
+
+
+def gate_table(verdict: Row) -> "Group":
+    """The whole verdict for a rich console."""
+    from rich.console import Group
+    from rich.table import Table
+    from rich.text import Text
+
+    parts: list[Text | Table] = [Text(headline(verdict), style=f"bold {_COLOURS[verdict['verdict']]}")]
+    styles = [_COLOURS[gate["verdict"]] for gate in verdict["gates"]]
+    for title, columns, found, colours in (
+        ("Gates", _GATES, rows(verdict), styles),
+        ("Also measured", _MEASURED, _measured(verdict), [""] * len(verdict["measured"])),
+    ):
+        if found:
+            table = Table(title=title, title_justify="left", header_style="bold")
+            for column in columns:
+                table.add_column(column, justify="right" if column in ("found", "n", "smallest effect") else "left")
+            for row, colour in zip(found, colours, strict=True):
+                table.add_row(*(Text(row[column]) for column in columns), style=colour)
+            parts.append(table)
+    parts += [Text(f"- {reason}") for reason in verdict["reasons"]]
+    return Group(*parts)
+
+
+def _gate(gate: Row) -> dict[str, str]:
+    bounds = [gate[name] for name in ("at_least", "at_most") if gate[name] is not None]
+    return {
+        "": MARKS[gate["verdict"]],
+        "metric": gate["metric"],
+        "need": gate["demand"],
+        "found": shown(gate["estimate"], bounds),
+        "interval": f"[{shown(gate['low'], bounds)}, {shown(gate['high'], bounds)}]",
+        "at": percent(gate["level"]),
+        "n": str(gate["items"]),
+        "smallest effect": f"{gate['smallest_effect']:.3g}",
+        "note": gate["note"],
+    }
+
+
+def _measured(verdict: Row) -> list[dict[str, str]]:
+    found: list[dict[str, str]] = []
+    for row in verdict["measured"]:
+        failed = "error" in row
+        found.append(
+            {
+                "metric": row["metric"],
+                "against": row["against"] or "",
+                "found": "-" if failed else shown(row["estimate"]),
+                "interval": row["error"] if failed else f"[{shown(row['low'])}, {shown(row['high'])}]",
+                "n": "-" if failed else str(row["items"]),
+                "unit": row["unit"],
+                "better": row["better"],
+                "what it is": row["meaning"],
+            }
+        )
+    return found
+
+
+def _markdown(columns: Sequence[str], table: Sequence[Mapping[str, str]]) -> str:
+    lines = [columns, ["---"] * len(columns), *([row[column] for column in columns] for row in table)]
+    return "\n".join(f"| {' | '.join(map(_cell, line))} |" for line in lines)
+
+
+def _cell(text: str) -> str:
+    return " ".join(text.replace("|", "\\|").split())

@@ -1,0 +1,147 @@
+"""Channels: names such as `champion` that point to a release, with their whole history.
+
+A channel is one file, replaced at once under the store's lock and sealed with a digest of its own, so a torn one is noticed.
+"""
+
+import json
+import re
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict
+
+from tasks.core.errors import DataError, SpecError
+from tasks.core.files import write_json
+from tasks.core.spec import Json, canonical, sha256
+from tasks.core.store import Artifact, Store
+
+_NAME = r"[a-z0-9][a-z0-9._-]*"
+_REMEDY = "restore it from a backup, or delete it and promote a release again"
+
+
+class Move(BaseModel):
+    """The channel came to point to a release."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+    action: Literal["promote", "rollback"]
+    when: str
+    """UTC, ISO 8601"""
+    release: str
+    """key of the release it points to since then"""
+    digest: str
+    why: str
+
+
+class _Channel(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+    name: str
+    history: tuple[Move, ...]
+
+    @property
+    def standing(self) -> list[str]:
+        """Releases promoted and not rolled back, the present one last."""
+        keys: list[str] = []
+        for move in self.history:
+            if move.action == "promote":
+                keys.append(move.release)
+            else:
+                keys.pop()
+        return keys
+
+
+def promote(store: Store, channel: str, release: Artifact, *, why: str = "", again: bool = False) -> bool:
+    """Point `channel` to `release`; return whether it moved.
+
+    A release that is in the history already moves nothing, so that a rerun never brings back what was rolled back; `again` does.
+    Raises DataError if the release, or the policy it is about, is damaged or gone.
+    """
+    if release.kind != "release":
+        raise SpecError(f"{release.kind} {release.key[:12]}: only a release can be promoted to {channel}")
+    with store.lock(f"channel-{_checked(channel)}"):
+        known = _read(store, channel)
+        if any(move.release == release.key for move in known.history) and (not again or known.standing[-1:] == [release.key]):
+            return False
+        _refuse_damaged(store, release)
+        _write(store, known, _move("promote", release.key, release.digest, why))
+    return True
+
+
+def rollback(store: Store, channel: str, *, why: str = "") -> str:
+    """Point `channel` to the release that was there before the present one; return its key."""
+    with store.lock(f"channel-{_checked(channel)}"):
+        known = _read(store, channel)
+        if len(known.standing) < 2:
+            there = f"only release {known.standing[0][:12]}" if known.standing else "no release"
+            raise DataError(f"{channel}: {there} is in this channel, so there is nothing to go back to")
+        release = store.at(f"release/{known.standing[-2]}")
+        _refuse_damaged(store, release)
+        _write(store, known, _move("rollback", release.key, release.digest, why))
+    return release.key
+
+
+def channel(store: Store, name: str) -> str | None:
+    """Key of the release that channel `name` points to; None if there is no such channel."""
+    if not re.fullmatch(_NAME, name):
+        return None
+    standing = _read(store, name).standing
+    return standing[-1] if standing else None
+
+
+def history(store: Store, name: str) -> list[dict[str, str]]:
+    """Every move of channel `name`, oldest first: action, when, release (its key), digest, why."""
+    return [move.model_dump() for move in _read(store, name).history]
+
+
+def channels(store: Store) -> list[str]:
+    """Names of all channels."""
+    return sorted(path.stem for path in store.folder("channels").glob("[a-z0-9]*.json"))
+
+
+def _refuse_damaged(store: Store, release: Artifact) -> None:
+    if damage := release.damage(deep=True):
+        raise DataError(f"release {release.key[:12]}: {damage}, so it is not used; `align rerun release PLAN` builds it again")
+    record = json.loads((release.path / "release.json").read_text(encoding="utf-8"))["policy"]
+    policy = store.at(f"policy/{record['key']}")
+    damage = policy.damage(deep=True)
+    if policy.digest != record["digest"]:
+        damage = "it was built again and came out different from what was judged"
+    if damage:
+        where = f"policy {policy.key[:12]} of release {release.key[:12]}"
+        raise DataError(f"{where}: {damage}, so it is not used; `align rerun {policy.stage} PLAN` builds it again")
+
+
+def _move(action: Literal["promote", "rollback"], release: str, digest: str, why: str) -> Move:
+    return Move(action=action, when=datetime.now(UTC).isoformat(timespec="seconds"), release=release, digest=digest, why=why)
+
+
+def _path(store: Store, name: str) -> Path:
+    return store.folder("channels") / f"{name}.json"
+
+
+def _checked(name: str) -> str:
+    if not re.fullmatch(_NAME, name):
+        raise SpecError(f"{name}: a channel's name is lower-case letters, digits, dots, dashes and underscores")
+    return name
+
+
+def _write(store: Store, known: _Channel, move: Move) -> None:
+    fields: dict[str, Json] = known.model_copy(update={"history": (*known.history, move)}).model_dump(mode="json")
+    write_json(_path(store, known.name), {**fields, "seal": sha256(canonical(fields))})
+
+
+def _read(store: Store, name: str) -> _Channel:
+    path = _path(store, name)
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        return _Channel(name=name, history=())
+    try:
+        fields = json.loads(text)
+        whole = fields.pop("seal") == sha256(canonical(fields))
+        known = _Channel.model_validate(fields)
+    except (ValueError, KeyError, AttributeError) as error:
+        raise DataError(f"{path}: torn ({str(error).splitlines()[0]}); {_REMEDY}") from error
+    if not whole or known.name != name:
+        raise DataError(f"{path}: altered by hand, its seal does not match; {_REMEDY}")
+    return known

@@ -1,0 +1,199 @@
+"""The stage `release`: a policy that passed its gates, with its verdict, its lineage and its model card.
+
+Inputs: `policy`, `verdict`, the scores and answers that the verdict was judged on, and every artifact that the card shall
+mention.  The verdict must have been measured on this very policy, and the policy's bytes must be whole.
+"""
+
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from pydantic import Field
+
+from evals.report import gate_markdown, headline
+from tasks.channels import channel, channels, history, promote, rollback
+from tasks.core.contract import Metrics, Run, Stage
+from tasks.core.errors import DataError, GateError, SpecError
+from tasks.core.files import write_json
+from tasks.core.lineage import Trace, opened, trace_among
+from tasks.core.spec import Json, Spec
+from tasks.core.store import Artifact
+from tasks.judge import VERDICT_FILE
+from tasks.policy import MODEL, PolicyRecord, read_record
+
+__all__ = ["RELEASE", "ReleaseSpec", "channel", "channels", "history", "promote", "refusal", "release", "rollback"]
+
+CARD = Path(__file__).parent / "templates" / "model_card.md.j2"
+RELEASE_FILE = "release.json"
+CARD_FILE = "README.md"
+_DATA = ("instructions", "preferences", "prompts", "texts")
+_MADE = (*_DATA, "policy", "reward_model")
+
+
+class ReleaseSpec(Spec):
+    """What the release says of itself."""
+
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
+    """of the released model"""
+    summary: str = ""
+    """what it is for, in a sentence or two"""
+    license: str | None = None
+    """of the released model, as a Hugging Face identifier such as apache-2.0"""
+    base_model: str | None = None
+    """hub id of the base for the card; default: the base's own name"""
+    datasets: tuple[str, ...] = ()
+    """hub ids of the data sets for the card"""
+    languages: tuple[str, ...] = ()
+    """ISO 639 codes such as en, zh"""
+    tags: tuple[str, ...] = ()
+    """for the card, beside the ones that follow from how it was made"""
+    limits: tuple[str, ...] = ()
+    """known limits, a sentence each"""
+
+
+def refusal(verdict: Path) -> str | None:
+    """Why the verdict in folder `verdict` allows no release, with the numbers, or None if it does."""
+    record = _json(verdict / VERDICT_FILE)
+    if record["verdict"] == "pass" and record["gates"]:
+        return None
+    # the place for a recorded human approval of a review: an input of its own beside the verdict
+    reasons: list[str] = record["reasons"]
+    more = f" (and {len(reasons) - 2} more)" if len(reasons) > 2 else ""
+    return f"not released, the verdict is {record['verdict']}: {'; '.join(reasons[:2])}{more}"
+
+
+def release(spec: ReleaseSpec, inputs: Mapping[str, Path], out: Path, run: Run) -> Metrics:
+    """Write `release.json` and the model card `README.md`.
+
+    Raises GateError unless the verdict is pass, SpecError if no gate was asked for, and DataError for a damaged policy or a
+    verdict that was measured on another one.
+    """
+    verdict = _json(inputs["verdict"] / VERDICT_FILE)
+    if not verdict["gates"]:
+        raise SpecError(f"{spec.name}: a release needs at least one gate; add gates to the plan")
+    if no := refusal(inputs["verdict"]):
+        raise GateError(f"{spec.name}: {no}")
+    artifacts = {name: opened(path) for name, path in sorted(inputs.items())}
+    policy = artifacts["policy"]
+    if damage := policy.damage(deep=True):
+        raise DataError(f"policy {policy.key[:12]}: {damage}; `align rerun {policy.stage} PLAN` builds it again")
+    traces = {name: trace_among(artifacts.values(), artifacts[name]) for name in ("policy", "verdict")}
+    _refuse_other(policy, traces["verdict"])
+    record = read_record(inputs["policy"])
+    base: Json = record.base.model_dump(mode="json")
+    write_json(
+        out / RELEASE_FILE,
+        {
+            "name": spec.name,
+            "policy": {"key": policy.key, "digest": policy.digest},
+            "base": base,
+            "chain": [link.model_dump(mode="json") for link in record.chain],
+            "verdict": {"key": artifacts["verdict"].key, "digest": artifacts["verdict"].digest, **verdict},
+            "lineage": _lineage(traces),
+        },
+    )
+    card = _card(spec, record, verdict, traces, merged=(inputs["policy"] / MODEL).is_dir())
+    (out / CARD_FILE).write_text(card, encoding="utf-8")
+    run.log(f"{spec.name}: {headline(verdict)}")
+    return {"policy": policy.key, "verdict": verdict["verdict"], "gates": len(verdict["gates"])}
+
+
+def _refuse_other(policy: Artifact, verdict: Trace) -> None:
+    """Follow everything the verdict calls the candidate's down to the policy that was measured."""
+    theirs = [(name, below) for part in verdict.walk() for name, below in part.inputs.items() if name.endswith("_candidate")]
+    if not theirs:
+        raise DataError("release: the scores that the verdict was judged on are not among its inputs; hand them over")
+    for name, below in theirs:
+        if isinstance(below, str):
+            raise DataError(f"release: {name}, which the verdict was judged on, is not among its inputs; hand it over")
+        if policy.digest not in {digest for part in below.walk() for digest in part.artifact.inputs.values()}:
+            raise DataError(f"release: {name} was not measured on policy {policy.key[:12]}; judge this policy first")
+
+
+def _lineage(traces: Mapping[str, Trace]) -> list[Json]:
+    """Every artifact below policy and verdict once, inputs first."""
+    found: dict[str, Json] = {}
+    for traced in traces.values():
+        for part in traced.walk():
+            found.setdefault(part.artifact.key, part.to_json())
+    return list(found.values())
+
+
+def _card(spec: ReleaseSpec, record: PolicyRecord, verdict: Any, traces: Mapping[str, Trace], *, merged: bool) -> str:  # noqa: ANN401
+    """The model card, in the form that the Hugging Face hub reads."""
+    import yaml
+    from jinja2 import Environment, StrictUndefined
+
+    stages = [link.stage for link in record.chain]
+    adapters = [f"adapters/{name}" for name in record.adapters]
+    front = {
+        "base_model": spec.base_model or record.base.name,
+        "license": spec.license,
+        "language": list(spec.languages),
+        "datasets": list(spec.datasets),
+        "library_name": "peft" if adapters else "transformers",
+        "pipeline_tag": "text-generation",
+        "tags": list(dict.fromkeys([*spec.tags, "alignflow", *stages, *(link.method for link in record.chain)])),
+    }
+    template = Environment(undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True)
+    return template.from_string(CARD.read_text(encoding="utf-8")).render(
+        front=yaml.safe_dump({k: v for k, v in front.items() if v}, sort_keys=False, allow_unicode=True),
+        spec=spec,
+        record=record,
+        base_model=front["base_model"],
+        merged=merged,
+        adapters=adapters,
+        headline=headline(verdict),
+        gates=gate_markdown(verdict),
+        verdict=verdict,
+        made=[_made(part) for part in traces["policy"].walk() if part.artifact.kind in _MADE],
+        lineage=list(_outline(traces["policy"])),
+    )
+
+
+def _made(part: Trace) -> dict[str, object]:
+    """One stage for the card: what was asked for, and for data what became of the rows."""
+    artifact = part.artifact
+    report = artifact.path / "report.json"
+    return {
+        "stage": artifact.stage,
+        "kind": artifact.kind,
+        "key": artifact.key[:12],
+        "spec": json.dumps(artifact.identity["spec"], indent=2, ensure_ascii=False, sort_keys=True),
+        "funnel": list(_numbers(_json(report))) if artifact.kind in _DATA and report.exists() else [],
+    }
+
+
+def _numbers(value: Any, where: str = "") -> Iterator[tuple[str, str]]:  # noqa: ANN401
+    """Every number of a report with its place, `rules.too_long` say, in the report's order."""
+    if isinstance(value, dict):
+        for key, below in value.items():  # pyright: ignore[reportUnknownVariableType]
+            yield from _numbers(below, f"{where}.{key}" if where else str(key))  # pyright: ignore[reportUnknownArgumentType]
+    elif isinstance(value, int | float) and not isinstance(value, bool):
+        yield where, f"{value:,}" if isinstance(value, int) else f"{value:.4g}"
+
+
+def _outline(trace: Trace, name: str = "", depth: int = 0, drawn: set[str] | None = None) -> Iterator[str]:
+    """The lineage as an indented list; what occurs twice is drawn out once."""
+    drawn = set() if drawn is None else drawn
+    again = trace.artifact.key in drawn
+    drawn.add(trace.artifact.key)
+    label = f"{name}: " if name else ""
+    artifact = trace.artifact
+    yield f"{'  ' * depth}- {label}{artifact.stage} `{artifact.kind}/{artifact.key[:12]}`{' (above)' if again else ''}"
+    for below_name, below in [] if again else sorted(trace.inputs.items()):
+        if isinstance(below, Trace):
+            yield from _outline(below, below_name, depth + 1, drawn)
+        else:
+            yield f"{'  ' * (depth + 1)}- {below_name}: file sha256 `{below[:12]}`"
+
+
+def _json(path: Path) -> Any:  # noqa: ANN401
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise DataError(f"{path}: not readable as JSON ({error}); run again and it is rebuilt") from error
+
+
+RELEASE = Stage("release", 1, "release", release, texts=lambda _: {CARD.name: CARD.read_text(encoding="utf-8")})
