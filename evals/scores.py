@@ -6,6 +6,7 @@ share one artifact; who the model is comes from the name of the input: `scores_c
 """
 
 from collections.abc import Mapping
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -58,9 +59,9 @@ class Scores:
         columns: dict[str, npt.NDArray[Any]] = {name: table[name].to_numpy() for name in _COLUMNS}
         _refuse_doubles(columns)
         edge = _changes(columns, ("subject", "metric"))
-        starts = np.flatnonzero(np.append(True, edge)) if len(table) else np.array([], dtype=np.intp)
+        edges = [0, *(np.flatnonzero(edge) + 1), len(table)] if len(table) else []
         series: dict[tuple[str, str], Series] = {}
-        for start, end in zip(starts, [*starts[1:], len(table)], strict=True):
+        for start, end in pairwise(edges):
             part = {name: column[start:end] for name, column in columns.items()}
             key = (str(part["subject"][0]), str(part["metric"][0]))
             series[key] = Series(part["item"], part["cluster"], part["value"], part["weight"])

@@ -10,7 +10,7 @@ import evaluate
 _DESCRIPTION = "1 where the answer opens with filler (praise, eagerness, talk about itself), else 0."
 _ENGLISH = r"""
     (?: sure (?: \s+ thing )? | certainly | absolutely | of \s+ course | no \s+ problem | definitely )
-    (?= \s* (?: [!,.:—–-] | $ ) )
+    (?= \s* (?: [!,.:—–] | $ ) | \s+ - )
   | (?: what \s+ an? \s+ | that(?:['’]s| \s+ is) \s+ an? \s+ )?
     (?: great | good | excellent | wonderful | fantastic | interesting | lovely ) \s+ question \b
   | (?: i['’]d | i \s+ would ) \s+ be \s+ (?: (?:very|so|more \s+ than) \s+ )? (?: happy | glad | delighted ) \s+ to \b
