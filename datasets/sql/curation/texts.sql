@@ -1,0 +1,12 @@
+-- The texts: what is kept, in the order it came.
+-- Grain: candidate.  Reads: candidates, conversations, records.  Parameters: none.
+select
+    candidates.candidate as place,
+    left(candidates.exact_key, 16) as id,
+    conversations.conversation,
+    candidates.body as text,
+    records.place as source,
+    records.line
+from candidates
+inner join conversations on candidates.candidate = conversations.candidate
+inner join records on candidates.record = records.record
