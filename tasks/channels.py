@@ -140,7 +140,7 @@ def _read(store: Store, name: str) -> _Channel:
         fields = json.loads(text)
         whole = fields.pop("seal") == sha256(canonical(fields))
         known = _Channel.model_validate(fields)
-    except (ValueError, KeyError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise DataError(f"{path}: torn ({str(error).splitlines()[0]}); {_REMEDY}") from error
     if not whole or known.name != name:
         raise DataError(f"{path}: altered by hand, its seal does not match; {_REMEDY}")

@@ -12,7 +12,6 @@ from typing import Any
 from pydantic import Field
 
 from evals.report import gate_markdown, headline
-from tasks.channels import channel, channels, history, promote, rollback
 from tasks.core.contract import Metrics, Run, Stage
 from tasks.core.errors import DataError, GateError, SpecError
 from tasks.core.files import write_json
@@ -21,8 +20,6 @@ from tasks.core.spec import Json, Spec
 from tasks.core.store import Artifact
 from tasks.judge import VERDICT_FILE
 from tasks.policy import MODEL, PolicyRecord, read_record
-
-__all__ = ["RELEASE", "ReleaseSpec", "channel", "channels", "history", "promote", "refusal", "release", "rollback"]
 
 CARD = Path(__file__).parent / "templates" / "model_card.md.j2"
 RELEASE_FILE = "release.json"

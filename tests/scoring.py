@@ -8,7 +8,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 
-def row(metric: str, item: str, value: Any, *, subject: str | None = "", cluster: str | None = None, weight: float = 1.0) -> dict[str, Any]:
+def row(
+    metric: str, item: str, value: Any, *, subject: str | None = "", cluster: str | None = None, weight: float = 1.0
+) -> dict[str, Any]:
     """One score; the cluster is the item unless given."""
     return {"subject": subject, "metric": metric, "item": item, "cluster": cluster or item, "value": value, "weight": weight}
 
@@ -22,6 +24,8 @@ def write(folder: Path, table: Sequence[Mapping[str, Any]]) -> Path:
     """Write `scores.parquet` to `folder`."""
     folder.mkdir(parents=True, exist_ok=True)
     kinds = {"value": pa.float64(), "weight": pa.float64()}
-    schema = pa.schema([(name, kinds.get(name, pa.string())) for name in ("subject", "metric", "item", "cluster", "value", "weight")])
+    schema = pa.schema(
+        [(name, kinds.get(name, pa.string())) for name in ("subject", "metric", "item", "cluster", "value", "weight")]
+    )
     pq.write_table(pa.Table.from_pylist([dict(line) for line in table], schema=schema), folder / "scores.parquet")
     return folder

@@ -98,7 +98,11 @@ def test_equal_models_are_equal_on_every_comparison(tmp_path):
     folder = write(tmp_path / "one", [*LOGPS["candidate"], *ANSWERS["candidate"], *TEXTS["candidate"]])
     same = Scores.read({"scores_candidate": folder, "scores_parent": folder})
     assert [value(same, name) for name in ("preference_accuracy", "reward_win_rate", "reward_difference")] == [0.5, 0.5, 0]
-    assert [value(same, name) for name in ("answer_perplexity_ratio", "text_perplexity_ratio", "answer_length_ratio")] == [1, 1, 1]
+    assert [value(same, name) for name in ("answer_perplexity_ratio", "text_perplexity_ratio", "answer_length_ratio")] == [
+        1,
+        1,
+        1,
+    ]
 
 
 def test_nan_in_the_scores_is_an_error_for_every_metric(tmp_path):

@@ -73,7 +73,9 @@ def test_sentences_give_need_found_interval_level_and_count(tmp_path):
         "(the smallest effect this sample could have seen is 0.179; about 164 items would settle it)"
     )
     loose = judge([Gate(metric="reward_win_rate", at_least=0.4, at_most=0.8)], scores, seed=0)[0]
-    assert loose.sentence == "reward_win_rate: need >= 0.4 and <= 0.8 against parent, got 0.625 [0.512, 0.725] at 95% on n=80: pass"
+    assert (
+        loose.sentence == "reward_win_rate: need >= 0.4 and <= 0.8 against parent, got 0.625 [0.512, 0.725] at 95% on n=80: pass"
+    )
 
 
 def test_sentences_count_conversations_and_say_when_it_lies_on_the_bound(tmp_path):

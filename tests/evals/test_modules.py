@@ -1,5 +1,7 @@
 """Metric modules: the ones here judge known answers rightly; a user's broken one is an error that names it."""
 
+# ruff: noqa: RUF001  answers come in both scripts
+
 import warnings
 
 import pytest
@@ -19,7 +21,16 @@ def run(name, answers, references=None, **more):
 
 
 def test_exact_match_forgives_form_and_nothing_else():
-    pairs = [("Paris.", " paris"), ("７", "7"), ("“Yes”", "yes"), ("北京。", "北京"), ("Par is", "Paris"), ("8", "7"), ("?", "!"), ("", "x")]
+    pairs = [
+        ("Paris.", " paris"),
+        ("７", "7"),
+        ("“Yes”", "yes"),
+        ("北京。", "北京"),
+        ("Par is", "Paris"),
+        ("8", "7"),
+        ("?", "!"),
+        ("", "x"),
+    ]
     assert run("exact_match", [a for a, _ in pairs], [b for _, b in pairs]) == [1, 1, 1, 1, 0, 0, 0, 0]
 
 
@@ -32,9 +43,12 @@ def test_exact_match_leaves_out_what_has_no_reference_and_refuses_to_judge_none(
 @pytest.mark.parametrize(
     "answer",
     [
-        "Sure! The capital is Ottawa.", "Great question. It is", "What a great question!", "As an AI language model, I", "**Certainly!** It",
-        "I'd be happy to help.", "I’m happy to assist", "Of course! Here", "Thank you for your question", "Absolutely.", "sure",
-        "当然可以！首都是", "好的，答案是", "这是一个好问题！", "很好的问题。", "作为一个AI语言模型，我", "作为人工智能助手，", "我很高兴为您解答", "感谢您的提问。",
+        "Sure! The capital is Ottawa.", "Great question. It is", "What a great question!", "As an AI language model, I",
+        "**Certainly!** It",
+        "I'd be happy to help.", "I’m happy to assist", "Of course! Here", "Thank you for your question",
+        "Absolutely.", "sure",
+        "当然可以！首都是", "好的，答案是", "这是一个好问题！", "很好的问题。", "作为一个AI语言模型，我", "作为人工智能助手，",
+        "我很高兴为您解答", "感谢您的提问。",
     ],
 )  # fmt: skip
 def test_filler_is_seen(answer):
@@ -44,8 +58,11 @@ def test_filler_is_seen(answer):
 @pytest.mark.parametrize(
     "answer",
     [
-        "Ottawa", "Surely it rains.", "Sure-footed goats climb well.", "Of course the sky is blue", "As an airline pilot, she flies.",
-        "Great questions need time", "The question is good.", "Certain things last.", "", "好的决定需要时间", "作为一个城市，北京很大。", "当然是北京", "问题很好",
+        "Ottawa", "Surely it rains.", "Sure-footed goats climb well.", "Of course the sky is blue",
+        "As an airline pilot, she flies.",
+        "Great questions need time",
+        "The question is good.", "Certain things last.", "", "好的决定需要时间", "作为一个城市，北京很大。",
+        "当然是北京", "问题很好",
     ],
 )  # fmt: skip
 def test_an_answer_is_not_taken_for_filler(answer):
@@ -63,7 +80,9 @@ def test_nothing_to_measure_is_an_error():
 
 
 def test_an_unknown_module_tells_the_nearest():
-    with pytest.raises(SpecError, match=r"exact_mach: no such metric module, did you mean exact_match\?; yours would be evals/metrics/"):
+    with pytest.raises(
+        SpecError, match=r"exact_mach: no such metric module, did you mean exact_match\?; yours would be evals/metrics/"
+    ):
         modules.check("exact_mach")
     assert modules.nearest("zzz", []) == "; there are none"
 
@@ -72,7 +91,7 @@ def test_the_source_is_the_text_of_the_module():
     assert modules.source("repetition").startswith("# pyright: basic\n")
 
 
-TEMPLATE = '''
+TEMPLATE = """
 import datasets
 import evaluate
 
@@ -84,7 +103,7 @@ class Mine(evaluate.Metric):
 
     def _compute(self, predictions, **others):
         {body}
-'''
+"""
 
 
 def own(folder, name, body, features='"predictions": text'):
@@ -119,7 +138,9 @@ def test_a_broken_module_is_an_error_that_names_it(tmp_path, name, body, said):
 
 def test_a_module_that_cannot_be_loaded_or_wants_what_there_is_not_is_an_error(tmp_path):
     folder = own(tmp_path, "greedy", "return 1.0", '"predictions": text, "labels": text')
-    with pytest.raises(DataError, match=r"greedy.py: the metric module wants labels; it can have predictions, references, prompts"):
+    with pytest.raises(
+        DataError, match=r"greedy.py: the metric module wants labels; it can have predictions, references, prompts"
+    ):
         run("greedy", ["a"], folder=folder)
     (folder / "greedy" / "greedy.py").write_text("this is no python")
     with pytest.raises(DataError, match=r"greedy.py: the metric module cannot be loaded: SyntaxError"):

@@ -9,7 +9,8 @@ from evals.report import gate_table, headline, markdown, rows
 GATE = {
     "metric": "reward_win_rate", "against": "parent", "estimate": 0.625, "low": 0.49997, "high": 0.74, "level": 0.983333,
     "standard_error": 0.05, "items": 80, "clusters": 80, "at_least": 0.5, "at_most": None, "demand": ">= 0.5 against parent",
-    "note": "a | b", "unit": "share of prompts", "verdict": "review", "sentence": "reward_win_rate: need more", "smallest_effect": 0.1823,
+    "note": "a | b", "unit": "share of prompts", "verdict": "review",
+    "sentence": "reward_win_rate: need more", "smallest_effect": 0.1823,
     "items_needed": 170,
 }  # fmt: skip
 LENGTH = {"metric": "length_accuracy", "against": None, "unit": "share of pairs", "better": "lower", "meaning": "the baseline"}
@@ -56,7 +57,8 @@ def test_markdown_is_the_whole_page():
 def test_rows_are_plain_text():
     assert rows(VERDICT) == [
         {
-            "": "🔎", "metric": "reward_win_rate", "need": ">= 0.5 against parent", "found": "0.625", "interval": "[0.49997, 0.740]",
+            "": "🔎", "metric": "reward_win_rate", "need": ">= 0.5 against parent", "found": "0.625",
+            "interval": "[0.49997, 0.740]",
             "at": "98.3%", "n": "80", "smallest effect": "0.182", "note": "a | b",
         }
     ]  # fmt: skip
@@ -64,7 +66,13 @@ def test_rows_are_plain_text():
 
 def test_the_terminal_shows_the_same():
     text = printed(VERDICT)
-    for part in ("🔎 review: 1 of 1 gates need a person", "[0.49997, 0.740]", "length_accuracy", "it does not exist", "- reward_win_rate:"):
+    for part in (
+        "🔎 review: 1 of 1 gates need a person",
+        "[0.49997, 0.740]",
+        "length_accuracy",
+        "it does not exist",
+        "- reward_win_rate:",
+    ):
         assert part in text
 
 

@@ -23,7 +23,9 @@ def test_the_inputs_name_says_whose_scores_they_are_unless_the_rows_do(tmp_path)
 def test_rows_in_any_order_and_over_several_files_are_aligned(tmp_path):
     one = write(tmp_path / "a", list(reversed(rows("reward", [1, 2, 3]))))
     two = write(tmp_path / "b", [*rows("reward", [4, 5, 6])[1:], *rows("reward", [4, 5, 6])[:1]])
-    mine, other = Scores.read({"scores_candidate": one, "scores_parent": two}).aligned(("candidate", "reward"), ("parent", "reward"))
+    mine, other = Scores.read({"scores_candidate": one, "scores_parent": two}).aligned(
+        ("candidate", "reward"), ("parent", "reward")
+    )
     assert (mine.values.tolist(), other.values.tolist()) == ([1, 2, 3], [4, 5, 6])
 
 
@@ -43,7 +45,11 @@ def test_scores_of_the_data_alone_are_cut_to_the_items_at_hand(tmp_path):
         ("scores", rows("reward", [1]), "rows without a subject"),
         ("scores", [row("reward", "a", 1, subject=None)], "rows without a subject"),
         ("scores_candidate", [row("reward", "a", None)], "1 of 1 rows have no value"),
-        ("scores_candidate", [row("reward", "a", 1), row("reward", "a", 2)], "reward of candidate has more than one value for item a"),
+        (
+            "scores_candidate",
+            [row("reward", "a", 1), row("reward", "a", 2)],
+            "reward of candidate has more than one value for item a",
+        ),
     ],
 )
 def test_unusable_rows_are_an_error(tmp_path, name, table, said):
