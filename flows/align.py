@@ -14,10 +14,10 @@ from flows.pipeline import pipeline
 from flows.plan import Plan, as_json
 from tasks.core.errors import AlignError
 from tasks.core.files import write_json
-from tasks.core.launch import allow_children, stop_children
+from tasks.core import stop
 from tasks.core.spec import Json
 from tasks.core.store import Store
-from tasks.release import promote
+from tasks.channels import promote
 from tasks.stage import Event, Submit
 
 _WORKERS = 64
@@ -42,14 +42,14 @@ def align(plan: Plan, rerun: str | None = None) -> str:
     workshop = plan.workshop()
     build = Submit(workshop, plan.name, frozenset([rerun] if rerun else ()), _tell)
     record = _Record(workshop.store, plan)
-    allow_children()
+    stop.allow()
     try:
         pipeline(plan, build)
         refs = {name: future.result(raise_on_failure=False) for name, future in build.futures.items()}
         _raise_first(build)
         promote(workshop.store, plan.release.channel, workshop.store.at(refs["release"]))
     except BaseException as error:
-        stop_children()
+        stop.stop()
         record.close(build, error)
         raise
     record.close(build, None)

@@ -56,7 +56,8 @@ def steps_table(name: str, steps: Sequence[Step]) -> Table:
     for column in ("stage", "state", "key", "reads", "took", "why"):
         table.add_column(column, overflow="fold", no_wrap=column in ("stage", "state", "key", "took"))
     for step in steps:
-        reads = ", ".join(value.name if isinstance(value, Step) else value.name for value in step.inputs.values())
+        names = [value.name for value in step.inputs.values()]
+        reads = ", ".join(names if len(names) <= 5 else [*names[:4], f"and {len(names) - 4} more"])
         key = step.identity.key[:12] if step.identity else "-"
         state = Text(step.state, style=_STATES[step.state])
         table.add_row(step.name, state, key, reads, duration(step.seconds), "\n".join(step.why[:6]))
@@ -123,7 +124,7 @@ class Watch:
 
         mark = {"built": "✔", "cached": "=", "failed": "✘"}[what]
         said = headline(artifact) if isinstance(artifact, Artifact) else error
-        line = Text(f" {mark} {stage:<18}", style=_STATES[what])
+        line = Text(f" {mark} {stage:<20}", style=_STATES[what])
         return line + Text(f"{what:<7} {duration(seconds):>9}  ", style="dim") + Text(said)
 
     def _tell(self, stage: str, now: float) -> None:
@@ -140,9 +141,11 @@ class Watch:
         return table
 
     def _line(self, stage: str, since: float, progress: Progress | None, text: str) -> Text:
-        line = Text(f" ▸ {stage:<18}", style="yellow") + Text(f"{'':<7} {duration(time.monotonic() - since):>9}  ", style="dim")
+        line = Text(f" ▸ {stage:<20}", style="yellow") + Text(f"{'':<7} {duration(time.monotonic() - since):>9}  ", style="dim")
         if progress is None:
             return line + Text(text[:90], style="dim")
-        filled = round(20 * progress.step / max(1, progress.total))
         values = "  ".join(f"{name} {value:.4g}" for name, value in progress.values.items())
+        if progress.total == 0:
+            return line + f"{progress.step}  {values}"
+        filled = round(20 * min(1.0, progress.step / progress.total))
         return line + Text("━" * filled, style="green") + Text("━" * (20 - filled), style="dim") + f" {progress.step}/{progress.total}  {values}"

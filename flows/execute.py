@@ -1,8 +1,10 @@
 """`align run` and `align rerun`: answer from the store where that is enough, else run the flow."""
 
-import logging
+import os
+import signal
 import time
 from collections.abc import Sequence
+from contextlib import nullcontext
 from pathlib import Path
 
 from flows.console import Watch, duration, out
@@ -10,10 +12,10 @@ from flows.explain import Explain, Step
 from flows.inspect import print_verdict, read_verdict
 from flows.pipeline import pipeline
 from flows.plan import Plan, load
-from flows.server import prepare
-from tasks.core.errors import SpecError
+from flows.server import prepare, temporary
+from tasks.core.errors import GateError, SpecError
 from tasks.core.store import Artifact
-from tasks.release import channel, promote, refusal
+from tasks.channels import channel, promote
 
 
 def execute(
@@ -47,7 +49,7 @@ def up_to_date(plan: Plan, steps: dict[str, Step]) -> bool:
     verdict = steps["verdict"].artifact
     if missing == ["release"] and verdict is not None and (no := refusal(verdict.path)):
         print_verdict(out(), verdict)
-        raise no
+        raise GateError(f"{plan.name}: {no}")
     if missing:
         return False
     release = steps["release"].artifact
@@ -60,29 +62,21 @@ def run_flow(plan: Plan, stage: str | None) -> None:
     """Run the plan as a Prefect flow in this process, shown in the terminal."""
     server = prepare(plan.store.root)
     console = out()
-    where = f"recorded at {server.removesuffix('/api')}" if server else "no server running: using a temporary one"
+    where = f"recorded at {server.removesuffix('/api')}" if server else "no server runs, so a temporary one records it"
     console.print(f"[bold]{plan.name}[/bold]  store {plan.store.root}  ({where})")
-    from flows.align import LISTENERS, align
-
-    _quiet_prefect()
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # being ended politely is an interrupt too
+    os.environ["PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL"] = "CRITICAL"  # its lines go to the server; `Watch` says them in fewer words
     watch = Watch(console)
-    LISTENERS.append(watch)
     try:
-        with watch.showing():
-            align(plan, stage)
+        with nullcontext() if server else temporary(plan.store.root):
+            from flows.align import LISTENERS, align
+
+            LISTENERS.append(watch)
+            with watch.showing():
+                align(plan, stage)
     finally:
-        LISTENERS.remove(watch)
-        verdict = look(plan)["verdict"].artifact
-        if verdict:
+        if verdict := look(plan)["verdict"].artifact:
             print_verdict(console, verdict)
-
-
-def _quiet_prefect() -> None:
-    """Prefect's own lines go to its server, not to this terminal: `Watch` says the same in fewer words."""
-    for name in ("prefect", "prefect.flow_runs", "prefect.task_runs", "prefect.events"):
-        for handler in logging.getLogger(name).handlers:
-            if type(handler).__name__ == "PrefectConsoleHandler":
-                handler.setLevel(logging.CRITICAL)
 
 
 def _tell(plan: Plan, steps: dict[str, Step], result: str, seconds: float, *, json_output: bool) -> None:

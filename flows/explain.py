@@ -48,8 +48,9 @@ class Explain:
         if not missing:
             known: dict[str, Source] = {key: source(value) for key, value in inputs.items()}
             identity = self.workshop.identity(stage, spec, known)
-            artifact = self.workshop.find(stage, spec, known, identity)
+            artifact = self.workshop.store.find(identity.kind, identity.key)
         nearest, changes = (artifact, []) if artifact else self._nearest(stage, spec, identity)
+        changes = [] if missing and nearest is None else changes
         why = () if artifact else (f"waits for {', '.join(missing)}", *changes) if missing else tuple(changes)
         seconds = float(str(nearest.provenance["seconds"])) if nearest else None
         step = Step(name or stage.name, stage, spec, dict(inputs), identity, artifact, why, seconds)

@@ -9,7 +9,7 @@ from flows.console import out
 from tasks.core.files import locked, remove, tree
 from tasks.core.lineage import Trace, trace
 from tasks.core.store import MANIFEST, Artifact, Store
-from tasks.release import channels, history
+from tasks.channels import channels, history
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from rich.table import Table
 from flows.console import out
 from tasks.core.errors import DataError, SpecError
 from tasks.core.files import remove
-from tasks.core.lineage import Trace, trace
+from tasks.core.lineage import trace
 from tasks.core.spec import Json, differences
 from tasks.core.store import Artifact, Store
 from tasks.present import shown
@@ -123,28 +123,12 @@ def _diff(by_digest: dict[str, Artifact], one: Artifact, two: Artifact, where: s
 
 def lineage(store: Store, name: str) -> None:
     """Print the tree of what an artifact, or what a channel points to, was made of."""
-    from rich.tree import Tree
-
-    def grow(tree: Tree, traced: Trace) -> None:
-        for part, below in traced.inputs.items():
-            if isinstance(below, Trace):
-                grow(tree.add(f"{part}: {_line(below.artifact)}"), below)
-            else:
-                tree.add(f"{part}: file sha256 {below[:12]}")
-
-    traced = trace(store, _release(store, name))
-    tree = Tree(_line(traced.artifact))
-    grow(tree, traced)
-    out().print(tree)
-
-
-def _line(artifact: Artifact) -> str:
-    return f"[bold]{artifact.stage}[/] {artifact.kind}/{artifact.key[:12]}  [dim]{artifact.created}[/]"
+    out().print(trace(store, _release(store, name)).tree())
 
 
 def _release(store: Store, name: str) -> Artifact:
     """The release a channel points to, or the artifact whose key starts with `name`."""
-    from tasks.release import channel
+    from tasks.channels import channel
 
     key = channel(store, name)
     return store.at(f"release/{key}") if key else store.named(name)
@@ -152,7 +136,7 @@ def _release(store: Store, name: str) -> Artifact:
 
 def releases(store: Store, *, json_output: bool) -> None:
     """Print every channel with its history, newest first."""
-    from tasks.release import channels, history
+    from tasks.channels import channels, history
 
     found = {name: history(store, name) for name in channels(store)}
     if json_output:
@@ -169,7 +153,7 @@ def releases(store: Store, *, json_output: bool) -> None:
 
 def roll_back(store: Store, name: str, why: str) -> None:
     """Point a channel to the release before the present one."""
-    from tasks.release import rollback
+    from tasks.channels import rollback
 
     key = rollback(store, name, why=why)
     out().print(f"{name} = release {key[:12]}")

@@ -38,30 +38,25 @@ def pipeline(plan: Plan, build: Build) -> None:
 
     sft = build(SFT, plan.sft, {"policy": base, "data": instructions})
     reward_model = build(REWARD, plan.reward, {"policy": sft, "data": preferences})
-    policy = build(DPO, plan.policy, {"policy": sft, "data": preferences})
-    if METHODS[plan.policy.method.name].adapter:
-        policy = build(MERGE, plan.merge, {"policy": policy, "prompts": prompts})
+    dpo = build(DPO, plan.policy, {"policy": sft, "data": preferences})
+    adapters = any(METHODS[method.name].adapter for method in (plan.sft.method, plan.policy.method))
+    policy = build(MERGE, plan.merge, {"policy": dpo, "prompts": prompts}) if adapters else dpo
 
     models = {"candidate": policy, "parent": sft, "base": base}
-    subjects = plan.subjects()
-    measured = plan.evaluation
-    answers = {
-        who: build(ANSWERS, measured.answers, {"policy": models[who], "prompts": prompts}, name=f"answers-{who}") for who in subjects
-    }
+    compared = {who: models[who] for who in plan.subjects()}
+    asked = plan.evaluation
     held_out = {"preferences": preferences, "instructions": instructions, "texts": texts}
-    scores = {
-        f"scores_{who}": build(SCORES, measured.scores, {"policy": models[who], **held_out}, name=f"scores-{who}")
-        for who in subjects
+    answers = {
+        f"answers_{who}": build(ANSWERS, asked.answers, {"policy": model, "prompts": prompts}, name=f"answers-{who}")
+        for who, model in compared.items()
     }
-    scores["rewards"] = build(
-        REWARDS,
-        measured.rewards,
-        {"reward_model": reward_model, "preferences": preferences} | {f"answers_{who}": answers[who] for who in subjects},
-    )
-    if measured.metrics.names:
-        for who in subjects:
-            scores[f"metrics_{who}"] = build(METRICS, measured.metrics, {"answers": answers[who]}, name=f"metrics-{who}")
+    scores = {
+        f"scores_{who}": build(SCORES, asked.scores, {"policy": model, **held_out}, name=f"scores-{who}")
+        for who, model in compared.items()
+    }
+    scores["rewards"] = build(REWARDS, asked.rewards, {"reward_model": reward_model, "preferences": preferences, **answers})
+    scores["metrics"] = build(METRICS, plan.metrics(), {"prompts": prompts, **answers})
 
     verdict = build(VERDICT, plan.judge(), scores)
-    made_of = {"instructions": instructions, "preferences": preferences, "sft": sft, "reward_model": reward_model, "base": base}
-    build(RELEASE, plan.card(), {"policy": policy, "verdict": verdict, **made_of})
+    made_of = {"base": base, "prompts": prompts, **held_out, "sft": sft, "reward_model": reward_model, "dpo": dpo}
+    build(RELEASE, plan.card(), {"policy": policy, "verdict": verdict, **made_of, **answers, **scores})

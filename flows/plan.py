@@ -10,8 +10,9 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 from pydantic_core import ErrorDetails
 
+from evals.estimates import METRICS
 from evals.gates import Gate
-from tasks.base import BaseSpec, is_embedded
+from tasks.base import BaseSpec, base_request
 from tasks.core.build import Workshop
 from tasks.core.contract import Execution
 from tasks.core.errors import SpecError
@@ -22,6 +23,7 @@ from tasks.generate import AnswersSpec
 from tasks.judge import VerdictSpec
 from tasks.measure import MetricsSpec, RewardsSpec, ScoresSpec
 from tasks.merge import MergeSpec
+from tasks.reading.spec import SourceEntry
 from tasks.release import ReleaseSpec
 from tasks.train import DpoSpec, RewardSpec, SftSpec
 
@@ -41,16 +43,17 @@ class ModelPlan(Part):
     """40-hex commit of a hub id"""
 
     def spec(self) -> BaseSpec:
-        """What decides the base model: for a local folder its content, so only its name is here."""
-        return BaseSpec(model=Path(self.base).name if self._local else self.base, revision=self.revision, local=self._local)
+        """What decides the base model."""
+        return base_request(self.base, self.revision, Path())[0]
 
     def files(self) -> dict[str, Path]:
         """The local folder, if that is what `base` names."""
-        return {"source": Path(self.base)} if self._local else {}
+        return base_request(self.base, self.revision, Path())[1]
 
-    @property
-    def _local(self) -> bool:
-        return Path(self.base).is_absolute()
+    @model_validator(mode="after")
+    def _pinned(self) -> "ModelPlan":
+        self.spec()  # refuses a hub id without a commit
+        return self
 
 
 S = TypeVar("S", InstructionsSpec, PreferencesSpec, PromptsSpec, TextsSpec)
@@ -60,25 +63,18 @@ class Curated(Part, Generic[S]):
     """Sources and the rules for their rows."""
 
     rules: S
-    paths: tuple[Path, ...]
-    """one per source, in order"""
+    paths: dict[str, Path]
+    """input name -> file or folder; the name is the place of the source in the list"""
 
     @model_validator(mode="before")
     @classmethod
     def _split(cls, raw: object) -> object:
         """Take the location out of each source: it says where the rows are, not which."""
         if not isinstance(raw, Mapping) or "rules" in raw:
-            return raw
-        sources: list[dict[str, Any]] = []
-        paths: list[Path] = []
-        entries = raw.get("sources", [])
-        for entry in [entries] if isinstance(entries, str | Mapping) else entries:
-            fields = {"path": entry} if isinstance(entry, str) else dict(entry)
-            path = Path(str(fields.pop("path", "")))
-            if not path.name:
-                raise ValueError("each source needs a path")
-            sources.append({"name": path.name} | fields)
-            paths.append(path)
+            return raw  # pyright: ignore[reportUnknownVariableType]
+        entries = [SourceEntry.model_validate(entry) for entry in raw.get("sources", ())]
+        sources = [entry.identity().model_dump() for entry in entries]
+        paths = {str(i): entry.path for i, entry in enumerate(entries) if entry.path}
         return {"rules": {**raw, "sources": sources}, "paths": paths}
 
     def spec(self) -> S:
@@ -86,8 +82,8 @@ class Curated(Part, Generic[S]):
         return self.rules
 
     def files(self) -> dict[str, Path]:
-        """Input name -> file, in the order of the sources."""
-        return {str(i): path for i, path in enumerate(self.paths)}
+        """Where the rows are."""
+        return self.paths
 
 
 class DataPlan(Part):
@@ -105,7 +101,13 @@ class EvaluationPlan(Part):
     answers: AnswersSpec = AnswersSpec()
     scores: ScoresSpec = ScoresSpec()
     rewards: RewardsSpec = RewardsSpec()
-    metrics: MetricsSpec = MetricsSpec()
+    metrics: tuple[str, ...] = ()
+    """modules of evals/metrics to report beside the gates; those that gates name are measured anyway"""
+
+    @model_validator(mode="after")
+    def _known(self) -> "EvaluationPlan":
+        MetricsSpec(metrics=self.metrics)
+        return self
 
 
 class ReleasePlan(Part):
@@ -153,8 +155,13 @@ class Plan(Part):
 
     def subjects(self) -> list[str]:
         """Whose answers and scores the gates need: the candidate, its parent (its reference), and what gates compare with."""
-        compared = {gate.against for gate in self.gates if gate.against}
+        compared = {gate.comparator for gate in self.gates if gate.comparator}
         return [who for who in ("candidate", "parent", "base") if who in compared | {"candidate", "parent"}]
+
+    def metrics(self) -> MetricsSpec:
+        """The metric modules that the report and the gates need."""
+        gated = (gate.metric for gate in self.gates if gate.metric not in METRICS)
+        return MetricsSpec(metrics=(*self.evaluation.metrics, *gated))
 
     def judge(self) -> VerdictSpec:
         """What the verdict is decided by."""
@@ -215,12 +222,11 @@ def _override(raw: dict[str, Any], override: str) -> None:
 def _anchor(raw: dict[str, Any], folder: Path) -> None:
     """Make the paths of the plan absolute: they are relative to the file that names them."""
     model = raw.get("model")
-    if isinstance(model, dict) and isinstance(base := model.get("base"), str) and not is_embedded(base):
-        local = folder / Path(base).expanduser()
-        if local.is_dir() or base.startswith((".", "/", "~")):
-            if not local.is_dir():
-                raise SpecError(f"model.base: {local} is not a folder")
-            model["base"] = str(local.resolve())
+    if isinstance(model, dict) and isinstance(base := model.get("base"), str) and base.startswith((".", "/", "~")):
+        local = (folder / Path(base).expanduser()).resolve()
+        if not local.is_dir():
+            raise SpecError(f"model.base: {local} is not a folder")
+        model["base"] = str(local)
     store = raw.setdefault("store", {})
     if isinstance(store, dict):
         store["root"] = os.environ.get("ALIGN_STORE") or str(Path(store.get("root", "store")).absolute())
@@ -233,11 +239,11 @@ def _anchor(raw: dict[str, Any], folder: Path) -> None:
 
 
 def _anchored(entry: object, folder: Path) -> object:
-    if isinstance(entry, str):
-        return str((folder / entry).resolve())
-    if isinstance(entry, dict) and isinstance(entry.get("path"), str):
-        return {**entry, "path": str((folder / Path(entry["path"]).expanduser()).resolve())}
-    return entry
+    """One source with its path made absolute; a bare text is a path."""
+    fields = {"path": entry} if isinstance(entry, str) else entry
+    if isinstance(fields, dict) and isinstance(path := fields.get("path"), str):  # pyright: ignore[reportUnknownVariableType]
+        return {**fields, "path": str((folder / Path(path).expanduser()).resolve())}
+    return fields  # pyright: ignore[reportUnknownVariableType]
 
 
 def _sentence(detail: ErrorDetails) -> str:

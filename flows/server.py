@@ -1,22 +1,26 @@
-"""Prefect's server: found, started on loopback, or ephemeral.  Sets the environment before Prefect is imported."""
+"""Prefect's server: found, or started on loopback for as long as it is needed.  Sets the environment before Prefect is imported."""
 
 import json
 import os
+import signal
+import socket
 import subprocess
 import sys
 import time
 import urllib.error
 import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from tasks.core.errors import MachineError
 from tasks.core.files import write_json
+from tasks.core.launch import tied
 
 _DEFAULTS = {
     "DO_NOT_TRACK": "1",
     "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
     "PREFECT_SERVER_UI_SHOW_PROMOTIONAL_CONTENT": "false",
-    "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS": "120",  # the first start writes the database: 20 s are too few
     "PREFECT_RESULTS_DEFAULT_SERIALIZER": "json",  # nothing is pickled
     "PREFECT_LOGGING_TO_API_WHEN_MISSING_FLOW": "ignore",
 }
@@ -27,9 +31,9 @@ _SERVER = {
 
 
 def prepare(store: Path) -> str | None:
-    """Point Prefect at the server to use and return its address; None means an ephemeral one.
+    """Point Prefect at the server that runs, and return its address; None if there is none.
 
-    In this order: PREFECT_API_URL, the server `align ui` runs for this store, none.
+    In this order: PREFECT_API_URL, the server `align ui` runs for this store.
     """
     for name, value in _DEFAULTS.items():
         os.environ.setdefault(name, value)
@@ -40,6 +44,25 @@ def prepare(store: Path) -> str | None:
     if (url := running(store)) is not None:
         os.environ["PREFECT_API_URL"] = url
     return url
+
+
+@contextmanager
+def temporary(store: Path) -> Iterator[None]:
+    """A server of our own for one run, on a free port of loopback; it writes Prefect's usual database, so `align ui` shows the run.
+
+    Not Prefect's own ephemeral server: that one shares our process group, dies of the Ctrl-C meant for the run, and leaves the run
+    waiting for it.
+    """
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    with _server(store, port, None) as (process, url):
+        os.environ["PREFECT_API_URL"] = url
+        try:
+            yield
+        finally:
+            del os.environ["PREFECT_API_URL"]
+    assert process.poll() is not None
 
 
 def running(store: Path) -> str | None:
@@ -62,32 +85,46 @@ def healthy(url: str) -> bool:
 
 def serve(store: Path, port: int, database: str | None) -> None:
     """Run a server on loopback until interrupted, and say where it is.  `database`: a SQLAlchemy URL; default SQLite."""
-    url = f"http://127.0.0.1:{port}/api"
-    if healthy(url):
+    if healthy(f"http://127.0.0.1:{port}/api"):
         raise MachineError(f"127.0.0.1:{port}: a server answers there already; open http://127.0.0.1:{port} or take another --port")
-    environment = {**_DEFAULTS, **_SERVER, **os.environ, "PREFECT_SERVER_API_HOST": "127.0.0.1", "PREFECT_SERVER_API_PORT": str(port)}
-    environment.pop("PREFECT_API_URL", None)
-    if database:
-        environment["PREFECT_SERVER_DATABASE_CONNECTION_URL"] = database
-    log = (store / ".server.log").absolute()
-    log.parent.mkdir(parents=True, exist_ok=True)
-    command = [sys.executable, "-m", "prefect", "server", "start", "--host", "127.0.0.1", "--port", str(port)]
-    with log.open("w") as file:
-        process = subprocess.Popen(command, env=environment, stdout=file, stderr=subprocess.STDOUT)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # being ended politely is an interrupt too
     try:
-        _wait(process, url, log)
-        write_json(_note(store), {"url": url, "pid": process.pid})
-        print(f"Prefect UI at http://127.0.0.1:{port}   (store {store}; Ctrl-C stops it; log {log})", flush=True)  # noqa: T201
-        process.wait()
+        with _server(store, port, database) as (process, url):
+            write_json(_note(store), {"url": url, "pid": process.pid})
+            print(f"Prefect UI at http://127.0.0.1:{port}   (store {store}; Ctrl-C stops it; log {_log(store)})", flush=True)  # noqa: T201
+            process.wait()
     except KeyboardInterrupt:
         pass
     finally:
         _note(store).unlink(missing_ok=True)
+
+
+@contextmanager
+def _server(store: Path, port: int, database: str | None) -> "Iterator[tuple[subprocess.Popen[bytes], str]]":
+    """A Prefect server that answers; stopped at the end, and by the kernel should this process be killed."""
+    url = f"http://127.0.0.1:{port}/api"
+    environment = {**_DEFAULTS, **_SERVER, **os.environ, "PREFECT_SERVER_API_HOST": "127.0.0.1", "PREFECT_SERVER_API_PORT": str(port)}
+    environment.pop("PREFECT_API_URL", None)
+    if database:
+        environment["PREFECT_SERVER_DATABASE_CONNECTION_URL"] = database
+    store.mkdir(parents=True, exist_ok=True)
+    command = [sys.executable, "-m", "prefect", "server", "start", "--host", "127.0.0.1", "--port", str(port)]
+    with _log(store).open("w") as file:
+        process = subprocess.Popen(tied(command), env=environment, stdout=file, stderr=subprocess.STDOUT, start_new_session=True)
+    try:
+        _wait(process, url, _log(store))
+        yield process, url
+    finally:
         process.terminate()
         try:
             process.wait(15)
         except subprocess.TimeoutExpired:
             process.kill()
+            process.wait()
+
+
+def _log(store: Path) -> Path:
+    return store / ".server.log"
 
 
 def _wait(process: "subprocess.Popen[bytes]", url: str, log: Path, seconds: float = 180) -> None:

@@ -29,9 +29,29 @@ def table(artifact: Artifact) -> list[dict[str, Json]]:
     """The gates of a verdict as rows for a table; nothing for other kinds."""
     if artifact.kind != "verdict":
         return []
-    from tasks.judge import rows
+    from evals.report import rows
 
-    return rows(json.loads((artifact.path / "verdict.json").read_text(encoding="utf-8")))
+    return [dict[str, Json](row) for row in rows(json.loads((artifact.path / "verdict.json").read_text(encoding="utf-8")))]
+
+
+_HEADLINES: dict[str, tuple[tuple[str, str], ...]] = {
+    "base": (("parameters", "parameters"),),
+    "instructions": (("rows_kept", "rows kept of"), ("rows_in", "")),
+    "preferences": (("rows_kept", "rows kept of"), ("rows_in", "")),
+    "prompts": (("rows_kept", "rows kept of"), ("rows_in", "")),
+    "texts": (("rows_kept", "rows kept of"), ("rows_in", "")),
+    "verdict": (("verdict", ""), ("gates", "gates")),
+}
+"""stage -> the numbers worth a line, each with the word that follows it"""
+
+
+def headline(artifact: Artifact) -> str:
+    """The one line a terminal shows for a finished stage."""
+    chosen = _HEADLINES.get(artifact.stage)
+    if chosen:
+        return "  ".join(f"{shown(artifact.metrics.get(name))} {word}".strip() for name, word in chosen)
+    numbers = [f"{name} {shown(value)}" for name, value in artifact.metrics.items() if isinstance(value, int | float)]
+    return "  ".join(numbers[:3])
 
 
 def shown(value: Json) -> str:

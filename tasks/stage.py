@@ -146,12 +146,15 @@ class _ProgressReport:
         self._listen(Event(self._name, "progress", progress=progress))
         with self._lock:
             now = time.monotonic()
-            if now - self._last < _PROGRESS_SECONDS and progress.step < progress.total:
+            if now - self._last < _PROGRESS_SECONDS and progress.step != progress.total:
                 return
             self._last = now
             values = "  ".join(f"{key} {value:.4g}" for key, value in progress.values.items())
+            if progress.total == 0:
+                get_run_logger().info(f"{progress.step}  {values}")
+                return
             get_run_logger().info(f"{progress.step}/{progress.total}  {values}")
-            percent = 100 * progress.step / max(1, progress.total)
+            percent = 100 * min(1.0, progress.step / progress.total)
             if self._id is None:
                 self._id = create_progress_artifact(percent, key=f"{self._key}-progress", description=values or self._name)
             else:

@@ -49,6 +49,7 @@ class Progress(NamedTuple):
 
     step: int
     total: int
+    """0 where nobody can know it beforehand"""
     values: dict[str, float]
 
 

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from tasks.core.errors import DataError
 from tasks.core.spec import Json, canonical, sha256
+from tasks.core.stop import check
 
 _RACY_NS = 2_000_000_000
 """a file changed this recently may change again within its timestamp's grain, so its digest is not remembered"""
@@ -101,12 +102,13 @@ def locked(path: Path) -> Iterator[None]:
 
 @contextmanager
 def any_locked(paths: Sequence[Path], poll_seconds: float = 0.2) -> Iterator[None]:
-    """Hold any one of `paths`, as `locked` does.  Polls, so that a thread waiting here can still be interrupted."""
+    """Hold any one of `paths`, as `locked` does.  Polls, so that a thread that waits here ends when the flow stops."""
     with ExitStack() as files:
         for path in paths:
             path.parent.mkdir(parents=True, exist_ok=True)
         candidates = [files.enter_context(path.open("a")) for path in paths]
         while not any(_lock_now(file.fileno()) for file in candidates):
+            check()
             time.sleep(poll_seconds)
         yield
 

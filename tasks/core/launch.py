@@ -10,7 +10,6 @@ import selectors
 import signal
 import subprocess
 import sys
-import threading
 import time
 from collections import deque
 from pathlib import Path
@@ -21,6 +20,7 @@ from tasks.core.files import remove, write_json
 from tasks.core.provenance import ROOT
 from tasks.core.secrets import redact
 from tasks.core.spec import Spec, to_json
+from tasks.core.stop import check
 
 EVENT = "\x1e"
 """a child's stdout line that starts with this is a progress event in JSON; every other line is its log"""
@@ -34,21 +34,6 @@ _TIED = (
 )
 _POLL_SECONDS = 0.2
 _GRACE_SECONDS = 5.0
-_stop = threading.Event()
-
-
-class Stopped(BaseException):
-    """The caller asked every child to end."""
-
-
-def stop_children() -> None:
-    """End every running child and let none start: the flow is going down."""
-    _stop.set()
-
-
-def allow_children() -> None:
-    """Take `stop_children` back, for the next flow in this process."""
-    _stop.clear()
 
 
 def run_child(job: str, spec: Spec, inputs: Inputs, out: Path, run: Run) -> Metrics:
@@ -89,6 +74,11 @@ def run_child(job: str, spec: Spec, inputs: Inputs, out: Path, run: Run) -> Metr
     raise AlignError(f"{job}: the child ended with exit {code} and left no result; its last words: {' / '.join(tail) or 'none'}")
 
 
+def tied(command: list[str]) -> list[str]:
+    """`command`, to be killed by the kernel when the thread that starts it, or its process, dies."""
+    return [sys.executable, "-c", _TIED, str(os.getpid()), *command]
+
+
 def _command(processes: int) -> list[str]:
     module = ["-m", "tasks.training", "job.json"]
     if processes == 1:
@@ -103,6 +93,7 @@ def _environment(run: Run) -> dict[str, str]:
         "PYTHONPATH": os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]),
         "PYTHONUNBUFFERED": "1",
         "OMP_NUM_THREADS": str(threads),
+        "OMP_WAIT_POLICY": "PASSIVE",  # spinning threads of a busy machine wait for each other: up to 6 times slower
         "TOKENIZERS_PARALLELISM": "false",
         "HF_HUB_OFFLINE": "1",  # a child gets paths of files that are here, never names to fetch
         "HF_HUB_DISABLE_TELEMETRY": "1",
@@ -117,8 +108,9 @@ def _stream(command: list[str], work: Path, run: Run) -> tuple[int, list[str]]:
     """Run to the end, forwarding lines; return exit code and the last lines of the log."""
     deadline = time.monotonic() + 60 * run.execution.timeout_minutes
     tail: deque[str] = deque(maxlen=5)
+    check()
     process = subprocess.Popen(
-        [sys.executable, "-c", _TIED, str(os.getpid()), *command],
+        tied(command),
         cwd=work, env=_environment(run), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL,
         start_new_session=True,
     )  # fmt: skip
@@ -129,8 +121,7 @@ def _stream(command: list[str], work: Path, run: Run) -> tuple[int, list[str]]:
             ready.register(process.stdout, selectors.EVENT_READ)
             pending = b""
             while True:
-                if _stop.is_set():
-                    raise Stopped
+                check()
                 if time.monotonic() > deadline:
                     raise TimedOut(f"no result after {run.execution.timeout_minutes:g} minutes; raise execution.timeout_minutes?")
                 if not ready.select(_POLL_SECONDS):

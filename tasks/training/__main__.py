@@ -5,6 +5,7 @@ A job is a module of this package with `run(spec, inputs, out, run) -> metrics`,
 
 import ctypes
 import json
+import logging
 import os
 import sys
 import traceback
@@ -26,6 +27,7 @@ def main(path: Path) -> int:
     """Run the job that `path` describes; 0 when it left metrics."""
     if os.environ.get("LOCAL_RANK"):
         ctypes.CDLL(None).prctl(1, 9)  # one of several: die with the launcher
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it warns of GPU kernels wherever it is imported
     warnings.filterwarnings("ignore", category=FutureWarning, module="trl|transformers|peft")
     job = json.loads(path.read_text())
     work = Path(job["work"])

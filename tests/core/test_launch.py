@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tasks.core import launch
+from tasks.core import launch, stop
 from tasks.core.contract import Execution, Progress, Run
 from tasks.core.errors import AlignError, DataError, Killed, MachineError, OutOfMemory, TimedOut
 from tasks.core.spec import Spec
@@ -124,18 +124,18 @@ def test_a_timeout_kills_the_whole_tree(child):
 
 
 def test_a_stop_from_another_thread_kills_the_whole_tree(child):
-    def stop() -> None:
+    def end() -> None:
         while not (child.work / "pids").exists():
             time.sleep(0.05)
-        launch.stop_children()
+        stop.stop()
 
-    thread = threading.Thread(target=stop)
+    thread = threading.Thread(target=end)
     thread.start()
     try:
-        with pytest.raises(launch.Stopped):
+        with pytest.raises(stop.Stopped):
             child(FAMILY)
     finally:
-        launch.allow_children()
+        stop.allow()
         thread.join()
     assert all(gone(int(pid)) for pid in (child.work / "pids").read_text().split())
 
@@ -147,7 +147,7 @@ def test_a_killed_parent_takes_its_child_with_it(tmp_path):
     script = f"""
 import sys
 from pathlib import Path
-from tasks.core import launch
+from tasks.core import launch, stop
 from tasks.core.contract import Run
 from tasks.core.spec import Spec
 class Nothing(Spec): pass

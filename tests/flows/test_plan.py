@@ -1,0 +1,87 @@
+"""Loading a plan: what it holds, and the one sentence for each way it can be wrong."""
+
+from pathlib import Path
+
+import pytest
+
+from flows.plan import Plan, load
+from tasks.core.errors import SpecError
+
+DEMO = Path(__file__).parents[2] / "flows" / "plans" / "demo.yaml"
+
+
+@pytest.mark.parametrize("path", sorted(DEMO.parent.glob("*.yaml")), ids=lambda path: path.stem)
+def test_every_plan_in_the_box_loads(path):
+    assert load(path).name == path.stem
+
+
+def test_paths_are_relative_to_the_plan_and_stay_out_of_what_is_hashed():
+    plan = load(DEMO)
+    assert plan.data.texts.files() == {"0": DEMO.parents[2] / "datasets" / "samples" / "text.jsonl"}
+    assert "/" not in str(plan.data.texts.spec())
+    assert plan.data.texts.spec().sources[0].name == "text.jsonl"
+
+
+def test_a_plan_survives_the_trip_through_json_that_a_deployment_makes():
+    plan = load(DEMO)
+    assert Plan.model_validate(plan.model_dump(mode="json")) == plan
+
+
+def test_set_changes_one_field():
+    plan = load(DEMO, ["policy.beta=0.3", "gates.0.at_least=0.6", "sft.method={name: full}"])
+    assert (plan.policy.beta, plan.gates[0].at_least, plan.sft.method.name) == (0.3, 0.6, "full")
+
+
+def test_a_null_learning_rate_is_the_methods_own_and_is_what_is_hashed():
+    lora, full = load(DEMO, ["policy.learning_rate=null"]), load(DEMO, ["sft.method={name: full}"])
+    assert lora.policy.learning_rate == 2e-5
+    assert full.sft.learning_rate == 2e-5
+
+
+@pytest.mark.parametrize(
+    ("overrides", "says"),
+    [
+        (["policy.bete=0.2"], "policy.bete: no such field; did you mean beta?"),
+        (["policy.beta=-1"], "policy.beta: should be greater than 0, got -1"),
+        (["sft.method.rnak=8"], "no such field; did you mean rank?"),
+        (["data.prompts.sources=[]"], "data.prompts"),
+        (["data.prompts.heldout=0.1"], "data.prompts.heldout: no such field"),
+        (["gates=[]"], "gates"),
+        (["gates.0.metric=reward_winrate"], "reward_win_rate"),
+        (["gates.9.metric=x"], "--set gates.9.metric=x: the plan has no such place"),
+        (["policy.beta"], "write it as field=value"),
+        (["model.base=org/name"], "40-digit commit"),
+        (["model={base: org/name, revision: main}"], "40-digit commit"),
+        (["model.base=./nowhere"], "is not a folder"),
+        (["sft.method.name=lorra"], "sft.method"),
+        (["release.channel=../x"], "release.channel"),
+        (["execution.devize=cpu"], "did you mean device?"),
+    ],
+)
+def test_what_is_wrong_is_said_in_one_sentence_with_its_place(overrides, says):
+    with pytest.raises(SpecError) as raised:
+        load(DEMO, overrides)
+    assert says in str(raised.value)
+    assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("a: [", "not readable as YAML"),
+        ("- a", "a plan is a mapping of fields, this is list"),
+        ("!!python/object/apply:os.system ['true']", "not readable as YAML"),
+        ("name: x", "model: missing"),
+        ("", "a plan is a mapping of fields, this is NoneType"),
+    ],
+)
+def test_a_broken_file_is_one_sentence(tmp_path, text, says):
+    path = tmp_path / "plan.yaml"
+    path.write_text(text)
+    with pytest.raises(SpecError, match=says):
+        load(path)
+
+
+def test_a_missing_file_is_one_sentence(tmp_path):
+    with pytest.raises(SpecError, match=r"No such file or directory; give the path of a plan"):
+        load(tmp_path / "plan.yaml")
