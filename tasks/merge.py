@@ -4,8 +4,8 @@ from functools import partial
 
 from pydantic import NonNegativeFloat, PositiveInt
 
+from tasks.base import on_base
 from tasks.core.contract import Stage
-from tasks.core.launch import run_child
 from tasks.core.spec import Spec
 
 
@@ -14,7 +14,7 @@ class MergeSpec(Spec):
 
     tolerance: NonNegativeFloat = 1e-3
     """largest allowed distance of any logit, merged against unmerged; for a quantised base see the next field"""
-    quantised_tolerance: NonNegativeFloat = 0.5
+    quantised_tolerance: NonNegativeFloat = 0.05
     """the same where the base was held in 4 bits"""
     prompts: PositiveInt = 32
     """held prompts the two are compared on, the first of the prompts by id"""
@@ -22,5 +22,5 @@ class MergeSpec(Spec):
     """tokens of a prompt that are compared"""
 
 
-MERGE = Stage("merge", 1, "policy", partial(run_child, "merge"), heavy=True)
+MERGE = Stage("merge", 1, "policy", partial(on_base, "merge"), heavy=True)
 """inputs: policy, prompts"""

@@ -5,8 +5,8 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, field_validator, model_validator
 
+from tasks.base import on_base
 from tasks.core.contract import Stage
-from tasks.core.launch import run_child
 from tasks.core.spec import Spec
 from tasks.methods import Lora, Method, StageName, check_stage, learning_rate
 
@@ -87,9 +87,9 @@ class DpoSpec(TrainSpec):
     """eq. 7 of the paper"""
 
 
-SFT = Stage("sft", 1, "policy", partial(run_child, "sft"), heavy=True)
+SFT = Stage("sft", 1, "policy", partial(on_base, "sft"), heavy=True)
 """inputs: policy, data (instructions)"""
-REWARD = Stage("reward", 1, "reward_model", partial(run_child, "reward"), heavy=True)
+REWARD = Stage("reward", 1, "reward_model", partial(on_base, "reward"), heavy=True)
 """inputs: policy (the SFT policy), data (preferences)"""
-DPO = Stage("dpo", 1, "policy", partial(run_child, "dpo"), heavy=True)
+DPO = Stage("dpo", 1, "policy", partial(on_base, "dpo"), heavy=True)
 """inputs: policy (the SFT policy), data (preferences)"""

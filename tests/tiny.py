@@ -13,6 +13,8 @@ TEMPLATE = (
     "{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"
 )
 WORDS = "red blue green one two three cat dog bird says what is the colour of sky grass yes no maybe please thank you".split()  # noqa: SIM905
+METHOD = {"lora": {"name": "lora", "rank": 4}, "qlora": {"name": "qlora", "rank": 4}, "full": {"name": "full"}}
+"""methods at a size that suits it"""
 
 
 def sentences(count: int, seed: int = 0) -> list[str]:

@@ -179,6 +179,7 @@ def _with_adapter(model: Any, folder: Path, peft_task: str | None, *, trainable:
     headless = config.task_type != "SEQ_CLS" and peft_task == "SEQ_CLS"
     config.task_type = peft_task
     config.inference_mode = not trainable
+    config.base_model_name_or_path = None  # a name for people; the record says which base it is
     if not headless:
         return PeftModel.from_pretrained(model, folder, config=config, is_trainable=trainable)
     head = {f"base_model.model.score.{name}": value.detach().clone() for name, value in model.score.named_parameters()}

@@ -40,7 +40,7 @@ def run(spec: RewardSpec, inputs: Inputs, out: Path, run: Run) -> Metrics:
     order = schedule(lengths, global_batch=spec.global_batch, epochs=spec.epochs, max_steps=spec.max_steps, seed=spec.seed)
     run.log(f"data: {len(encoded.rows)} of {encoded.total} pairs, the longest text has {longest} tokens")
     batches = plan_batches(spec, run, begin.model, rows=len(order), longest=longest, texts=2)
-    pad = encoder.tokenizer.convert_ids_to_tokens(encoder.pad)
+    encoder.tokenizer.pad_token = encoder.tokenizer.convert_ids_to_tokens(encoder.pad)  # and so the model's
     with full_precision(begin.model):
         trainer = _Reward(
             model=begin.model,
@@ -50,7 +50,6 @@ def run(spec: RewardSpec, inputs: Inputs, out: Path, run: Run) -> Metrics:
                 run,
                 batches,
                 max_length=None,
-                pad_token=pad,
                 center_rewards_coefficient=spec.center_rewards_coefficient or None,
             ),
             train_dataset=Dataset.from_list([encoded.rows[i] for i in order]),
