@@ -158,17 +158,16 @@ def _made(part: Trace) -> dict[str, object]:
         "kind": artifact.kind,
         "key": artifact.key[:12],
         "spec": json.dumps(artifact.identity["spec"], indent=2, ensure_ascii=False, sort_keys=True),
-        "funnel": list(_numbers(_json(report))) if artifact.kind in _DATA and report.exists() else [],
+        "funnel": list(_funnel(_json(report))) if artifact.kind in _DATA and report.exists() else [],
     }
 
 
-def _numbers(value: Any, where: str = "") -> Iterator[tuple[str, str]]:  # noqa: ANN401
-    """Every number of a report with its place, `rules.too_long` say, in the report's order."""
-    if isinstance(value, dict):
-        for key, below in value.items():  # pyright: ignore[reportUnknownVariableType]
-            yield from _numbers(below, f"{where}.{key}" if where else str(key))  # pyright: ignore[reportUnknownArgumentType]
-    elif isinstance(value, int | float) and not isinstance(value, bool):
-        yield where, f"{value:,}" if isinstance(value, int) else f"{value:.4g}"
+def _funnel(report: Any) -> Iterator[tuple[str, str]]:  # noqa: ANN401
+    """What became of the rows, from a curation's report; numbers alone, so that no row's text leaves with the card."""
+    for name, number in report["metrics"].items():
+        yield name.replace("_", " "), f"{number:,}" if isinstance(number, int) else f"{number:.4g}"
+    for rule in report["rules"]:
+        yield f"refused: {rule['rule']}", f"{rule['records']:,}"
 
 
 def _outline(trace: Trace, name: str = "", depth: int = 0, drawn: set[str] | None = None) -> Iterator[str]:

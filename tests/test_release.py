@@ -157,7 +157,7 @@ def test_the_card_tells_how_it_was_made_why_it_passed_and_what_to_beware_of(shop
         "answers must end \\| always",
         "- reward_win_rate: need >= 0.5 against parent, got ",
         f"### 1. preferences (`preferences/{made['preferences'].key[:12]}`)",
-        "| rows.in | 1,200 |\n| rows.kept | 1,100 |\n| length_baseline | 0.5312 |",
+        "| rows in | 1,200 |\n| rows kept | 1,100 |\n| longer chosen share | 0.5312 |\n| refused: empty \\| blank | 100 |\n",
         '```json\n{\n  "quality": 1.0,\n  "seed": 0\n}\n```',
         f"- dpo `policy/{made['policy'].key[:12]}`\n  - data: preferences `preferences/{made['preferences'].key[:12]}`\n",
         "    - 0: file sha256 `",
@@ -166,6 +166,7 @@ def test_the_card_tells_how_it_was_made_why_it_passed_and_what_to_beware_of(shop
     ):
         assert part in body, part
     assert GATES[1].note not in body  # its bar would break the table
+    assert "a private line" not in body
 
 
 def use(artifact):
