@@ -75,7 +75,7 @@ def release(spec: ReleaseSpec, inputs: Mapping[str, Path], out: Path, run: Run) 
     policy = artifacts["policy"]
     if damage := policy.damage(deep=True):
         raise DataError(f"policy {policy.key[:12]}: {damage}; `align rerun {policy.stage} PLAN` builds it again")
-    traces = {name: trace_among(artifacts.values(), artifacts[name]) for name in ("policy", "verdict")}
+    traces = {name: trace_among(artifacts.values(), artifacts[name], artifacts) for name in ("policy", "verdict")}
     _refuse_other(policy, traces["verdict"])
     record = read_record(inputs["policy"])
     base: Json = record.base.model_dump(mode="json")

@@ -23,7 +23,7 @@ def sentences(count: int, seed: int = 0) -> list[str]:
     return [" ".join(draw.choices(WORDS, k=draw.randint(3, 8))) for _ in range(count)]
 
 
-def write_model(folder: Path, *, layers: int = 2, hidden: int = 32, seed: int = 0) -> Path:
+def write_model(folder: Path, *, layers: int = 2, hidden: int = 32, seed: int = 0, positions: int = 256) -> Path:
     """Write model, tokenizer and template of the tiny Llama to `folder`; pad == eos == <|im_end|>, as SmolLM has it."""
     import torch
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
@@ -44,7 +44,7 @@ def write_model(folder: Path, *, layers: int = 2, hidden: int = 32, seed: int = 
     torch.manual_seed(seed)
     config = LlamaConfig(
         vocab_size=len(tokenizer), hidden_size=hidden, intermediate_size=2 * hidden, num_hidden_layers=layers,
-        num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=256, tie_word_embeddings=True,
+        num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=positions, tie_word_embeddings=True,
         bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id,
     )  # fmt: skip
     LlamaForCausalLM(config).save_pretrained(folder)

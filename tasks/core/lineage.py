@@ -5,7 +5,7 @@ An identity names its inputs by digest alone, so the artifacts that may occur ar
 
 import json
 from collections import defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -78,8 +78,12 @@ def trace(store: Store, artifact: Artifact) -> Trace:
     return trace_among(store.all(), artifact)
 
 
-def trace_among(artifacts: Iterable[Artifact], artifact: Artifact) -> Trace:
-    """What `artifact` was made from, over `artifacts`; of several with one digest the first counts, their bytes are equal."""
+def trace_among(artifacts: Iterable[Artifact], artifact: Artifact, named: Mapping[str, Artifact] | None = None) -> Trace:
+    """What `artifact` was made from, over `artifacts`.
+
+    Of several with one digest, whose bytes are equal, the one that `named` has under the input's own name counts, else the first:
+    two policies may well give the same answers.
+    """
     known: defaultdict[str, list[Artifact]] = defaultdict(list)
     for candidate in artifacts:
         known[candidate.digest].append(candidate)
@@ -88,12 +92,14 @@ def trace_among(artifacts: Iterable[Artifact], artifact: Artifact) -> Trace:
     def traced(one: Artifact, above: tuple[str, ...]) -> Trace:
         if one.key not in done:
             path = (*above, one.key)
-            done[one.key] = Trace(one, {name: below(digest, path) for name, digest in one.inputs.items()})
+            done[one.key] = Trace(one, {name: below(name, digest, path) for name, digest in one.inputs.items()})
         return done[one.key]
 
-    def below(digest: str, path: tuple[str, ...]) -> Trace | str:
+    def below(name: str, digest: str, path: tuple[str, ...]) -> Trace | str:
+        own = named.get(name) if named else None
+        candidates = [own, *known[digest]] if own and own.digest == digest else known[digest]
         # a stage that changed nothing has the digest of its input: it must not become its own ancestor
-        found = next((one for one in known[digest] if one.key not in path), None)
+        found = next((one for one in candidates if one.key not in path), None)
         return traced(found, path) if found else digest
 
     return traced(artifact, ())

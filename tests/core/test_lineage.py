@@ -85,3 +85,13 @@ def test_a_folder_is_opened_only_if_its_manifest_is_whole(made, tmp_path):
     manifest.write_text(manifest.read_text().replace("data ", "date "))
     with pytest.raises(DataError, match="was altered"):
         opened(data.path)
+
+
+def test_of_two_artifacts_with_equal_bytes_the_one_with_the_inputs_name_counts(made):
+    shop, data, policy, _ = made
+    twin, _ = shop.build(POLICY, Text(text="raw data policy "), {})
+    assert twin.digest == policy.digest
+    assert twin.key != policy.key
+    verdict, _ = shop.build(VERDICT, Text(text="fine"), {"mine": twin, "theirs": policy})
+    found = trace_among([data, policy, twin], verdict, {"mine": twin, "theirs": policy}).inputs
+    assert [(name, below.artifact.key) for name, below in found.items()] == [("mine", twin.key), ("theirs", policy.key)]
