@@ -1,7 +1,6 @@
 """Base models: pinned, brought once into the model cache, named by content alone, brought again when the cache lost them."""
 
 import json
-import os
 
 import huggingface_hub
 import numpy as np
@@ -86,7 +85,7 @@ def test_a_local_model_is_linked_into_the_cache_and_recorded_by_content_alone(ru
     assert metrics["parameters"] == 10
     assert (record.base.name, record.chain, record.task, set(record.base.files)) == ("local", (), "policy", parts)
     assert {file.name for file in folder.iterdir()} == parts
-    assert os.stat(folder / "model.safetensors").st_ino == os.stat(source / "model.safetensors").st_ino
+    assert (folder / "model.safetensors").samefile(source / "model.safetensors")
     assert "secret-place" not in (out / "policy.json").read_text()
 
 
@@ -98,7 +97,6 @@ def test_equal_models_in_two_places_give_one_artifact(tmp_path):
         shop = Workshop(Store(tmp_path / name / "store"), tmp_path / name / "models")
         digests.add(shop.build(BASE, BaseSpec(model="local"), {"source": source})[0].digest)
     assert len(digests) == 1
-
 
 
 def no_config(folder):
@@ -187,7 +185,7 @@ def refuse(monkeypatch, error):
 
 def test_no_network_is_the_machines_fault_in_one_sentence(monkeypatch, run, out):
     refuse(monkeypatch, errors.LocalEntryNotFoundError("Cannot reach the hub.\nMore lines."))
-    with pytest.raises(MachineError, match=r"^base org/tiny at 0123456789ab: cannot be downloaded \(Cannot reach the hub.\); go online"):
+    with pytest.raises(MachineError, match=r"^base org/tiny at 0123456789ab: cannot be downloaded \(Cannot reach the hub.\); go"):
         build_base(HUB, {}, out, run)
 
 
@@ -219,7 +217,7 @@ def test_other_bytes_than_recorded_are_refused(hub, run, out):
     build_base(HUB, {}, out, run)
     base = read_record(out).base
     other = base.model_copy(update={"files": {**base.files, "config.json": "f" * 64}})
-    with pytest.raises(DataError, match="config.json: sha256 .* instead of ffffffffffff"):
+    with pytest.raises(DataError, match=r"config.json: sha256 .* instead of ffffffffffff"):
         materialise(other, run)
 
 
@@ -316,7 +314,8 @@ def test_the_embedded_model_speaks_english(embedded):
     assert loaded.tokenizer.decode(written[0]) == "The capital of France is Paris.\n"
     paragraph = "The Eiffel Tower is a wrought-iron lattice tower in Paris, France, named after the engineer Gustave Eiffel."
     ids = loaded.tokenizer(paragraph, return_tensors="pt").input_ids
-    assert loaded.model(ids, labels=ids).loss.exp() < 12  # measured 7.6; shuffled rows of q and k give hundreds
+    perplexity = float(loaded.model(ids, labels=ids).loss.exp())
+    assert perplexity == pytest.approx(11.52, rel=1e-3)  # with the rows of q and k as the file has them: 16.5
 
 
 @marked
