@@ -28,7 +28,7 @@ _ROLE_KEYS = ("role", "from", "speaker")
 _CONTENT_KEYS = ("content", "value", "text")
 _MEDIA_PARTS = ("image", "image_url", "input_image", "audio", "input_audio", "video", "video_url", "file")
 MEDIA = "images are not supported yet"
-_MARKED = re.compile(r"(?:\A|\n\n)[ \t]*(Human|Assistant):[ \t]*", re.IGNORECASE)
+_MARKED = re.compile(r"(?:\A|\n\n)(Human|Assistant):")
 _EXTRA_ID = re.compile(r"<extra_id_[01]>(System|User|Assistant)\n")
 _IMAGE_TAG = re.compile(r"<img>[^<]+</img>")
 
@@ -68,7 +68,7 @@ def transcript(value: str) -> list[Message] | None:
     marked, marks = value.lstrip("\ufeff \t\r\n"), _MARKED
     if marked.startswith("<extra_id_"):
         marks = _EXTRA_ID
-    elif not marked[:10].lower().startswith(("human:", "assistant:")) or "\n\n" not in value:
+    elif not marked.startswith(("Human:", "Assistant:")) or "\n\n" not in value:
         return None
     pieces = marks.split(marked)
     if len(pieces) < 3:
