@@ -51,9 +51,7 @@ class Curated:
         return json.loads((self.out / "report.json").read_text())
 
 
-def curate(
-    tmp_path: Path, kind: str, *paths: Path, sources: list[dict] | None = None, threads: int = 1, **fields
-) -> Curated:
+def curate(tmp_path: Path, kind: str, *paths: Path, sources: list[dict] | None = None, threads: int = 1, **fields) -> Curated:
     """Run one stage.  Each path is a source with the same place in `sources`; nothing fails for its share of bad rows."""
     spec, function = STAGES[kind]
     out = tmp_path / f"out-{len(list(tmp_path.glob('out-*')))}"
