@@ -12,12 +12,12 @@ from prefect.task_runners import ThreadPoolTaskRunner
 
 from flows.pipeline import pipeline
 from flows.plan import Plan, as_json
+from tasks.channels import promote
+from tasks.core import stop
 from tasks.core.errors import AlignError
 from tasks.core.files import write_json
-from tasks.core import stop
 from tasks.core.spec import Json
 from tasks.core.store import Store
-from tasks.channels import promote
 from tasks.stage import Event, Submit
 
 _WORKERS = 64
@@ -31,7 +31,7 @@ def _name() -> str:
     return f"{parameters['plan'].name}-{datetime.now(UTC):%Y%m%d-%H%M%S}"
 
 
-@flow(name="align", flow_run_name=_name, task_runner=ThreadPoolTaskRunner(max_workers=_WORKERS), validate_parameters=True)  # pyright: ignore[reportArgumentType]
+@flow(name="align", flow_run_name=_name, task_runner=ThreadPoolTaskRunner(max_workers=_WORKERS))  # pyright: ignore
 def align(plan: Plan, rerun: str | None = None) -> str:
     """Turn a base model and data into a released, aligned model.
 

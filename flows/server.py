@@ -9,7 +9,7 @@ import sys
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -39,7 +39,9 @@ def prepare(store: Path) -> str | None:
         os.environ.setdefault(name, value)
     if url := os.environ.get("PREFECT_API_URL"):
         if not healthy(url):
-            raise MachineError(f"{url}: no Prefect server answers at PREFECT_API_URL; start it, or unset the variable to run without")
+            raise MachineError(
+                f"{url}: no Prefect server answers at PREFECT_API_URL; start it, or unset the variable to run without"
+            )
         return url
     if (url := running(store)) is not None:
         os.environ["PREFECT_API_URL"] = url
@@ -47,7 +49,7 @@ def prepare(store: Path) -> str | None:
 
 
 @contextmanager
-def temporary(store: Path) -> Iterator[None]:
+def temporary(store: Path) -> Generator[None]:
     """A server of our own for one run, on a free port of loopback; it writes Prefect's usual database, so `align ui` shows the run.
 
     Not Prefect's own ephemeral server: that one shares our process group, dies of the Ctrl-C meant for the run, and leaves the run
@@ -86,7 +88,9 @@ def healthy(url: str) -> bool:
 def serve(store: Path, port: int, database: str | None) -> None:
     """Run a server on loopback until interrupted, and say where it is.  `database`: a SQLAlchemy URL; default SQLite."""
     if healthy(f"http://127.0.0.1:{port}/api"):
-        raise MachineError(f"127.0.0.1:{port}: a server answers there already; open http://127.0.0.1:{port} or take another --port")
+        raise MachineError(
+            f"127.0.0.1:{port}: a server answers there already; open http://127.0.0.1:{port} or take another --port"
+        )
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # being ended politely is an interrupt too
     try:
         with _server(store, port, database) as (process, url):
@@ -100,10 +104,16 @@ def serve(store: Path, port: int, database: str | None) -> None:
 
 
 @contextmanager
-def _server(store: Path, port: int, database: str | None) -> "Iterator[tuple[subprocess.Popen[bytes], str]]":
+def _server(store: Path, port: int, database: str | None) -> "Generator[tuple[subprocess.Popen[bytes], str]]":
     """A Prefect server that answers; stopped at the end, and by the kernel should this process be killed."""
     url = f"http://127.0.0.1:{port}/api"
-    environment = {**_DEFAULTS, **_SERVER, **os.environ, "PREFECT_SERVER_API_HOST": "127.0.0.1", "PREFECT_SERVER_API_PORT": str(port)}
+    environment = {
+        **_DEFAULTS,
+        **_SERVER,
+        **os.environ,
+        "PREFECT_SERVER_API_HOST": "127.0.0.1",
+        "PREFECT_SERVER_API_PORT": str(port),
+    }
     environment.pop("PREFECT_API_URL", None)
     if database:
         environment["PREFECT_SERVER_DATABASE_CONNECTION_URL"] = database

@@ -79,6 +79,11 @@ class MethodRow:
     continues: bool = True
     """a later stage of the same method and shape can go on training the same adapter"""
 
+    def describe(self) -> dict[str, str]:
+        """The row as a table shows it."""
+        rates = ", ".join(f"{stage} {rate:g}" for stage, rate in self.learning_rate.items())
+        return {"trains": self.meaning, "merges into": self.merges_into or "-", "learning rate": rates, "source": self.paper}
+
 
 METHODS: dict[str, MethodRow] = {
     "full": MethodRow(

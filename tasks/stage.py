@@ -16,8 +16,9 @@ from prefect import Task, get_run_logger, task
 from prefect.artifacts import create_markdown_artifact, create_progress_artifact, create_table_artifact, update_progress_artifact
 from prefect.cache_policies import NO_CACHE
 from prefect.client.schemas import TaskRun
+from prefect.client.schemas.objects import State
 from prefect.futures import PrefectFuture
-from prefect.states import Completed, State
+from prefect.states import Completed
 
 from tasks.core.build import Source, Workshop
 from tasks.core.contract import Progress, Run, Stage
@@ -28,7 +29,7 @@ from tasks.present import summary, table
 
 Ref = str
 """an artifact as tasks pass it on: `kind/key`"""
-RETRY_DELAY_SECONDS = [5, 30, 120]
+RETRY_DELAY_SECONDS: list[float] = [5, 30, 120]
 _PROGRESS_SECONDS = 3.0
 
 
@@ -63,7 +64,7 @@ class Submit:
         sources = {key: str(value) for key, value in inputs.items() if isinstance(value, Path)}
         futures = {key: value for key, value in inputs.items() if key not in sources}
         execution = self.workshop.execution
-        run: Task[..., Ref] = _build.with_options(
+        run: Any = _build.with_options(
             name=named,
             task_run_name=named,
             description=(type(spec).__doc__ or "").strip() or None,
@@ -72,7 +73,7 @@ class Submit:
             retry_condition_fn=_worth_retrying,
         )
         request = _Request(self, stage, spec, named)
-        self.futures[named] = run.submit(_Opaque(request), sources, futures)  # pyright: ignore[reportFunctionMemberAccess]
+        self.futures[named] = run.submit(_Opaque(request), sources, futures)
         return self.futures[named]
 
 

@@ -6,7 +6,7 @@ import json
 import os
 import shutil
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
@@ -33,6 +33,7 @@ class DigestCache:
     """Content digests of files and folders, remembered while size, times and inode stay the same."""
 
     def __init__(self, memory: Path) -> None:
+        """Remember in the file `memory`."""
         self._memory = memory
         try:
             self._known: dict[str, str] = json.loads(memory.read_text())
@@ -94,14 +95,14 @@ def remove(path: Path) -> None:
 
 
 @contextmanager
-def locked(path: Path) -> Iterator[None]:
+def locked(path: Path) -> Generator[None]:
     """Hold `path` for this thread alone; the kernel lets go when the process dies, however it dies."""
     with any_locked([path]):
         yield
 
 
 @contextmanager
-def any_locked(paths: Sequence[Path], poll_seconds: float = 0.2) -> Iterator[None]:
+def any_locked(paths: Sequence[Path], poll_seconds: float = 0.2) -> Generator[None]:
     """Hold any one of `paths`, as `locked` does.  Polls, so that a thread that waits here ends when the flow stops."""
     with ExitStack() as files:
         for path in paths:

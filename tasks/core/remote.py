@@ -1,3 +1,4 @@
+# pyright: basic
 """Artifacts on shared storage: any fsspec URL (s3://, gs://, file://).  Payload first, manifest last, as on disk."""
 
 from pathlib import Path
@@ -9,6 +10,7 @@ class Remote:
     """`<url>/<kind>/<key>/...`: pushed after a local build, pulled when a key is missing here."""
 
     def __init__(self, url: str) -> None:
+        """`url` is any fsspec URL of a folder."""
         self._files, self._root = fsspec.core.url_to_fs(url)
 
     def push(self, path: Path, kind: str, key: str) -> None:

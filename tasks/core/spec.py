@@ -3,15 +3,15 @@
 import hashlib
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TypeAlias
+from typing import TypeAlias, cast
 
 from pydantic import BaseModel, ConfigDict
 
 from tasks.core.errors import SpecError
 
-Json: TypeAlias = "None | bool | int | float | str | list[Json] | dict[str, Json]"
+Json: TypeAlias = "bool | int | float | str | list[Json] | dict[str, Json] | None"
 
 
 class Spec(BaseModel):
@@ -32,11 +32,12 @@ def to_json(value: object, where: str = "value") -> Json:
         case Spec():
             return {name: to_json(getattr(value, name), f"{where}.{name}") for name in type(value).model_fields}
         case Mapping():
-            if any(not isinstance(key, str) for key in value):
+            items = cast(Mapping[object, object], value).items()
+            if any(not isinstance(key, str) for key, _ in items):
                 raise SpecError(f"{where}: keys must be strings to have a canonical form")
-            return {key: to_json(item, f"{where}.{key}") for key, item in value.items()}
+            return {str(key): to_json(item, f"{where}.{key}") for key, item in items}
         case list() | tuple():
-            return [to_json(item, f"{where}[{i}]") for i, item in enumerate(value)]
+            return [to_json(item, f"{where}[{i}]") for i, item in enumerate(cast(Sequence[object], value))]
         case Path():
             raise SpecError(f"{where}: a path says where, not what; pass its content digest instead")
         case _:

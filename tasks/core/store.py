@@ -8,7 +8,7 @@ between machines and the local root is the read cache.
 import json
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -108,13 +108,10 @@ class Store:
     """Artifacts by kind and key, local with an optional remote behind."""
 
     def __init__(self, root: Path, remote: str | None = None) -> None:
+        """Keep artifacts under `root`, shared through the folder `remote`, an fsspec URL."""
         self.root = root.absolute()
         self.digests = DigestCache(self.root / ".digests.json")
-        self._remote: Remote | None = None
-        if remote:
-            from tasks.core.remote import Remote  # fsspec is slow to import and most stores are local
-
-            self._remote = Remote(remote)
+        self._remote = _opened(remote) if remote else None
 
     # -- reading ------------------------------------------------------------------------------------------------
 
@@ -230,7 +227,7 @@ class Store:
         return path
 
     @contextmanager
-    def lock(self, name: str) -> Iterator[None]:
+    def lock(self, name: str) -> Generator[None]:
         """Hold a named lock of this store; a dead holder holds nothing."""
         with locked(self.root / ".locks" / name):
             yield
@@ -240,11 +237,11 @@ class Store:
 
     def _read(self, path: Path) -> Artifact | None:
         try:
-            manifest = json.loads((path / MANIFEST).read_text(encoding="utf-8"))
+            manifest: dict[str, Json] = json.loads((path / MANIFEST).read_text(encoding="utf-8"))
         except (OSError, ValueError):
             return None
         intact = (
-            isinstance(manifest, dict)
+            isinstance(manifest, dict)  # pyright: ignore[reportUnnecessaryIsInstance]  a torn file holds anything
             and manifest.get("format") == FORMAT
             and manifest.get("key") == path.name == sha256(canonical(manifest.get("identity")))
             and manifest.get("digest") == payload_digest(manifest.get("files"))
@@ -280,6 +277,12 @@ class Store:
             return self._read(place)
         finally:
             remove(draft)
+
+
+def _opened(url: str) -> "Remote":
+    from tasks.core.remote import Remote  # fsspec is slow to import and most stores are local
+
+    return Remote(url)
 
 
 def payload_digest(files: Json) -> str:

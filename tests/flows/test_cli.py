@@ -145,4 +145,6 @@ def test_bad_plans_and_missing_stores_exit_2_in_one_sentence(smoke, tmp_path):
     assert "did you mean beta?" in smoke.align("run", "plan.yaml", "--set", "policy.beat=1", code=2)
     assert "No such file" in smoke.align("run", "nowhere.yaml", code=2)
     assert "no store here" in smoke.align("show", "abc", "--store", str(tmp_path / "none"), code=2)
-    assert "no Prefect server answers" in replace(smoke, server="http://127.0.0.1:9/api").align("run", "plan.yaml", "--record", code=4)
+    assert "no Prefect server answers" in replace(smoke, server="http://127.0.0.1:9/api").align(
+        "run", "plan.yaml", "--record", code=4
+    )

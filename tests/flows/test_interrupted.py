@@ -18,7 +18,7 @@ def children(store: Path) -> list[int]:
     found = []
     for process in Path("/proc").glob("[0-9]*"):
         try:
-            if b"tasks.training" in (process / "cmdline").read_bytes() and str(store) in os.readlink(process / "cwd"):
+            if b"tasks.training" in (process / "cmdline").read_bytes() and str(store) in str((process / "cwd").readlink()):
                 found.append(int(process.name))
         except OSError:
             continue
