@@ -48,10 +48,11 @@ class TrainSpec(Spec):
 
     @model_validator(mode="before")
     @classmethod
-    def _null_is_default(cls, data: Any) -> Any:  # noqa: ANN401  whatever the plan holds
-        if isinstance(data, dict) and data.get("learning_rate", 0) is None:
-            return {name: value for name, value in data.items() if name != "learning_rate"}
-        return data
+    def _null_is_default(cls, data: Any) -> Any:  # noqa: ANN401  fields, or a finished spec
+        if not isinstance(data, dict):
+            return data
+        fields: dict[str, Any] = {**data}
+        return {name: value for name, value in fields.items() if (name, value) != ("learning_rate", None)}
 
     @field_validator("method")
     @classmethod

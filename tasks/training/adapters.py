@@ -31,9 +31,13 @@ METHOD = "method.json"
 def _low_rank(method: Lora | Qlora, task: Task) -> PeftConfig:
     targets = method.targets if isinstance(method.targets, str) else list(method.targets)
     return LoraConfig(
-        r=method.rank, lora_alpha=method.alpha, lora_dropout=method.dropout, target_modules=targets, bias="none",
+        r=method.rank,
+        lora_alpha=method.alpha,  # pyright: ignore[reportArgumentType]  any number will do
+        lora_dropout=method.dropout,
+        target_modules=targets,
+        bias="none",
         task_type=PEFT_TASKS[task],
-    )  # fmt: skip
+    )
 
 
 BUILDERS: dict[str, Callable[..., PeftConfig]] = {"lora": _low_rank, "qlora": _low_rank}
@@ -110,7 +114,7 @@ def write_adapter(folder: Path, model: PeftModel, base: str, method: Spec) -> No
     draft = folder.with_name(f".{folder.name}")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # it looks for the base on the hub to see whether the vocabulary was resized
-        model.save_pretrained(draft, selected_adapters=["default"], save_embedding_layers=False)
+        model.save_pretrained(str(draft), selected_adapters=["default"], save_embedding_layers=False)
     (draft / "README.md").unlink(missing_ok=True)
     path = draft / "adapter_config.json"
     config = json.loads(path.read_text())

@@ -1,3 +1,4 @@
+# pyright: basic
 """Checkpoints of an interrupted training: the newest complete one, torn ones passed over.
 
 Trainer writes a checkpoint file by file, so a kill can leave any part of it; resuming from a torn one fails or silently diverges.

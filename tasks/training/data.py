@@ -134,11 +134,11 @@ def encode_pairs(encoder: Encoder, rows: Sequence[dict[str, Any]], *, max_length
     """Rows of `prompt_ids`, `chosen_ids` and `rejected_ids`; the answers are cut where prompt and answer exceed `max_length`."""
     result = Encoded(total=len(rows))
     for row in rows:
-        sides = [_answered(encoder, row["prompt"], row[side]) for side in ("chosen", "rejected")]
-        if not all(sides):
+        one, two = (_answered(encoder, row["prompt"], row[side]) for side in ("chosen", "rejected"))
+        if one is None or two is None:
             result.dropped["not spelled back by the tokenizer"] += 1
             continue
-        (prompt, chosen), (_, rejected) = sides
+        (prompt, chosen), (_, rejected) = one, two
         room = max_length - len(prompt)
         if room < 1:
             result.dropped["prompts longer than max_length"] += 1

@@ -7,7 +7,7 @@ Data arrive in their final order (`data.schedule`) and are read in sequence, so 
 import math
 import resource
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from math import ceil
 from pathlib import Path
@@ -16,7 +16,7 @@ from typing import Any
 import torch
 import trl.kernels.chunked_logprob
 import trl.trainer.utils
-from transformers import PrinterCallback, TrainerCallback, TrainingArguments
+from transformers import PrinterCallback, TrainerCallback
 
 from tasks.core.contract import Metrics, Progress, Run
 from tasks.core.errors import AlignError, SpecError
@@ -63,7 +63,7 @@ class Watch(TrainerCallback):
             self._run.progress(Progress(state.global_step, self._steps, values))
 
 
-def arguments(config: type[TrainingArguments], spec: TrainSpec, run: Run, batches: Batches, **more: object) -> Any:  # noqa: ANN401
+def arguments(config: Callable[..., Any], spec: TrainSpec, run: Run, batches: Batches, **more: object) -> Any:  # noqa: ANN401
     """TRL's arguments for `spec`: AdamW, one log a step, data in the order given."""
     cpu = torch_device(run).type == "cpu"
     return config(
@@ -90,7 +90,7 @@ def cheap_head(run: Run) -> None:
         if not hasattr(module, name):
             raise AlignError(f"{module.__name__} has no {name} any more; adapt cheap_head to this trl {trl.__version__}")
     trl.kernels.chunked_logprob.TOKEN_CHUNK_SIZE = HEAD_TOKENS
-    trl.trainer.utils._use_triton = lambda device: True  # there it only decides whether masked positions are left out
+    trl.trainer.utils._use_triton = lambda device: True  # pyright: ignore[reportPrivateImportUsage]  there: leave masked ones out
 
 
 @contextmanager
@@ -155,7 +155,7 @@ def row_metrics(encoded: Encoded) -> Metrics:
     }
 
 
-def _curve(history: Sequence[dict[str, float]]) -> list[dict[str, Any]]:
+def _curve(history: Sequence[dict[str, float]]) -> list[Any]:
     rows = [row for row in history if "loss" in row]
     kept = (*_CURVE_FIELDS, "rewards/chosen", "rewards/rejected", "rewards/margins", "rewards/accuracies")
     return [{"step": row["step"], **{name: row[name] for name in kept if name in row}} for row in rows]

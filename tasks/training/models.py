@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from bitsandbytes.nn import Linear4bit
+from bitsandbytes.nn.modules import Linear4bit
 from peft import PeftConfig, PeftModel, get_peft_model, set_peft_model_state_dict
 from safetensors.torch import load_file
 from transformers import (
@@ -111,8 +111,8 @@ def pad_id(tokenizer: PreTrainedTokenizerBase) -> int:
     It scores a text at its last token that is not padding *by id*, so with pad = eos a text that ends in eos would be scored
     one token early.  Causal attention and the mask make the choice irrelevant to everything else.
     """
-    ends = {tokenizer.eos_token_id, *tail_ids(tokenizer)}
-    candidates = [tokenizer.pad_token_id, tokenizer.unk_token_id, tokenizer.bos_token_id, *range(len(ends) + 1)]
+    ends = {*stop_ids(tokenizer), *tail_ids(tokenizer)}
+    candidates: list[Any] = [tokenizer.pad_token_id, tokenizer.unk_token_id, tokenizer.bos_token_id, *range(len(ends) + 1)]
     return next(token for token in candidates if token is not None and token not in ends)
 
 
@@ -128,8 +128,8 @@ def stop_ids(tokenizer: PreTrainedTokenizerBase, model: Any = None) -> set[int]:
     """Tokens that end a turn: the tokenizer's eos and those of the generation config."""
     config = getattr(model, "generation_config", None)
     more = getattr(config, "eos_token_id", None)
-    several = more if isinstance(more, list) else [more]
-    return {int(token) for token in (tokenizer.eos_token_id, *several) if token is not None}
+    tokens: list[Any] = [tokenizer.eos_token_id, *(more if isinstance(more, list) else [more])]
+    return {int(token) for token in tokens if token is not None}
 
 
 def quantization() -> BitsAndBytesConfig:
@@ -175,7 +175,7 @@ def _body(source: Path, record: PolicyRecord, task: Task, device: torch.device, 
 
 def _with_adapter(model: Any, folder: Path, peft_task: str | None, *, trainable: bool = False) -> Any:  # noqa: ANN401
     """`model` with the adapter of `folder` as `default`; a head that the folder lacks stays as it is in `model`."""
-    config = PeftConfig.from_pretrained(folder)
+    config = PeftConfig.from_pretrained(str(folder))
     headless = config.task_type != "SEQ_CLS" and peft_task == "SEQ_CLS"
     config.task_type = peft_task
     config.inference_mode = not trainable

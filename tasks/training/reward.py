@@ -11,8 +11,8 @@ from typing import Any
 
 import torch
 from datasets import Dataset
-from trl import RewardConfig, RewardTrainer
-from trl.trainer.reward_trainer import DataCollatorForPreference
+from trl.trainer.reward_config import RewardConfig
+from trl.trainer.reward_trainer import DataCollatorForPreference, RewardTrainer
 
 from tasks.core.contract import Inputs, Metrics, Run
 from tasks.train import RewardSpec
