@@ -71,6 +71,12 @@ class Smoke:
         return {row["stage"]: row["key"] for row in json.loads(self.align("plan", "plan.yaml", "--json", *overrides))}
 
 
+def ended(printed: str) -> dict[str, str]:
+    """Stage -> built, cached or failed, from what `align run` printed."""
+    lines = [line.split() for line in printed.splitlines() if line.startswith((" ✔", " =", " ✘"))]
+    return {words[1]: words[2] for words in lines}
+
+
 def write_smoke(folder: Path, server: str | None) -> Smoke:
     """Lay out the folder; nothing is run yet."""
     from tiny import write_model

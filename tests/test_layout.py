@@ -20,7 +20,11 @@ def imported(code: str) -> set[str]:
 def test_datasets_holds_no_python_and_does_not_hide_hugging_faces_package():
     assert list((ROOT / "datasets").rglob("*.py")) == []
     done = subprocess.run(
-        [sys.executable, "-c", "import datasets; print(datasets.__version__)"], cwd=ROOT, capture_output=True, text=True, check=True
+        [sys.executable, "-c", "import datasets; print(datasets.__version__)"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=True,
     )
     assert done.stdout.startswith("5.")
 

@@ -62,7 +62,11 @@ def test_secrets_are_blanked_out_of_the_log(child, monkeypatch):
 @pytest.mark.parametrize(
     ("script", "error", "says"),
     [
-        ("Path('error.json').write_text(json.dumps({'type': 'DataError', 'message': 'no rows'})); sys.exit(2)", DataError, "no rows"),
+        (
+            "Path('error.json').write_text(json.dumps({'type': 'DataError', 'message': 'no rows'})); sys.exit(2)",
+            DataError,
+            "no rows",
+        ),
         ("os.kill(os.getpid(), 9)", Killed, "killed"),
         ("os.kill(os.getpid(), 15)", Killed, "killed"),
         ("os.kill(os.getpid(), 11)", AlignError, "exit -11"),
