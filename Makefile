@@ -34,7 +34,7 @@ tests: setup ## unit tests, then the slow ones
 	$(BIN)/pytest
 
 bench: setup ## measure speed; writes bench-results/
-	$(BIN)/python -m benchmarks.run
+	$(BIN)/python -m tests.bench.run
 
 clean: ## remove what can be made again, keep the store
 	rm -rf .venv *.egg-info .pytest_cache .ruff_cache .import_linter_cache
