@@ -291,4 +291,4 @@ def _fields(location: tuple[int | str, ...]) -> list[str]:
 
 def as_json(plan: Plan) -> dict[str, Json]:
     """The plan as plain JSON, for records."""
-    return plan.model_dump(mode="json")
+    return plan.model_dump(mode="json", by_alias=True)
