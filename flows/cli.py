@@ -14,7 +14,7 @@ cli = typer.Typer(
     no_args_is_help=True,
     add_completion=True,
     pretty_exceptions_enable=False,
-    help="From a base model, instructions and preferences to a released, aligned model.  Example: align run flows/plans/demo.yaml",
+    help="From a base model, data to a released, aligned model.  Example: align run flows/plans/demo.yaml",
 )
 
 PlanPath = Annotated[Path, typer.Argument(metavar="PLAN", help="a plan file, for example flows/plans/demo.yaml")]
