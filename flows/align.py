@@ -15,7 +15,8 @@ from flows.plan import Plan, as_json
 from tasks.channels import promote
 from tasks.core import stop
 from tasks.core.errors import AlignError
-from tasks.core.files import write_json
+from tasks.core.files import locked, write_json
+from tasks.core.launch import PARENT, end_with
 from tasks.core.spec import Json
 from tasks.core.store import Store
 from tasks.stage import Event, Submit
@@ -43,16 +44,20 @@ def align(plan: Plan, rerun: str | None = None) -> str:
     build = Submit(workshop, plan.name, frozenset([rerun] if rerun else ()), _tell)
     record = _Record(workshop.store, plan)
     stop.allow()
-    try:
-        pipeline(plan, build)
-        refs = {name: future.result(raise_on_failure=False) for name, future in build.futures.items()}
-        _raise_first(build)
-        promote(workshop.store, plan.release.channel, workshop.store.at(refs["release"]))
-    except BaseException as error:
-        stop.stop()
-        record.close(build, error)
-        raise
-    record.close(build, None)
+    if worker := os.environ.get(PARENT):
+        end_with(int(worker))
+    with locked(record.lock):  # the kernel lets go of it, however this process dies
+        record.open()
+        try:
+            pipeline(plan, build)
+            refs = {name: future.result(raise_on_failure=False) for name, future in build.futures.items()}
+            _raise_first(build)
+            promote(workshop.store, plan.release.channel, workshop.store.at(refs["release"]))
+        except BaseException as error:
+            stop.stop()
+            record.close(build, error)
+            raise
+        record.close(build, None)
     return refs["release"]
 
 
@@ -75,6 +80,7 @@ class _Record:
     def __init__(self, store: Store, plan: Plan) -> None:
         self.run = f"{plan.name}-{datetime.now(UTC):%Y%m%d-%H%M%S}-{os.getpid()}"
         self._path = store.folder("runs") / f"{self.run}.json"
+        self.lock = self._path.with_suffix(".lock")
         self._fields: dict[str, Json] = {
             "run": self.run,
             "plan": as_json(plan),
@@ -82,6 +88,9 @@ class _Record:
             "started": datetime.now(UTC).isoformat(timespec="seconds"),
             "status": "running",
         }
+
+    def open(self) -> None:
+        """Note that the run began."""
         write_json(self._path, self._fields)
 
     def close(self, build: Submit, error: BaseException | None) -> None:
@@ -92,8 +101,9 @@ class _Record:
             steps[name] = {"state": future.state.name, "artifact": future.result() if done else None}
         self._fields |= {
             "finished": datetime.now(UTC).isoformat(timespec="seconds"),
-            "status": "completed" if error is None else type(error).__name__,
+            "status": "completed" if error is None else type(error).__name__ if isinstance(error, Exception) else "interrupted",
             "error": str(error) if error else None,
             "steps": steps,
         }
         write_json(self._path, json.loads(json.dumps(self._fields)))
+        self.lock.unlink(missing_ok=True)

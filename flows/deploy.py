@@ -1,62 +1,75 @@
 """Schedules and workers: a plan becomes a Prefect deployment, a worker on this machine serves it."""
 
 import os
-import subprocess
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
+from typing import TYPE_CHECKING
+from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 from flows.console import out
-from flows.plan import as_json, load
+from flows.plan import SchedulePlan, as_json, load
 from flows.server import prepare
-from tasks.core.errors import MachineError
+from tasks.core.errors import MachineError, SpecError
+from tasks.core.launch import PARENT
 from tasks.core.provenance import ROOT
+
+if TYPE_CHECKING:
+    from prefect.schedules import Schedule
 
 POOL = "align"
 """the process work pool that `align worker` serves"""
 _NO_SERVER = "no Prefect server: start one with `align ui`, or set PREFECT_API_URL"
+_WORKER = {
+    "PREFECT_WORKER_QUERY_SECONDS": "3",
+    "PREFECT_RUNNER_POLL_FREQUENCY": "3",  # a cancelled run ends within seconds even if the server's push does not come through
+}
 
 
 def register(path: Path, overrides: Sequence[str]) -> None:
-    """Create or update the deployment of a plan, with its schedule."""
+    """Create or update the deployment of a plan, with its schedule.  Raises SpecError for a schedule that says nothing."""
     plan = load(path, overrides)
-    server = prepare(plan.store.root)
-    if server is None:
-        raise MachineError(_NO_SERVER)
+    server = _server(plan.store.root)
     from prefect.client.orchestration import get_client
     from prefect.client.schemas.actions import WorkPoolCreate
-    from prefect.deployments.runner import EntrypointType
+    from prefect.deployments.runner import DeploymentApplyError
     from prefect.exceptions import ObjectAlreadyExists
-    from prefect.schedules import Cron
+    from prefect.types.entrypoint import EntrypointType
 
     from flows.align import align
 
-    with get_client(sync_client=True) as client:
-        try:
-            client.create_work_pool(WorkPoolCreate(name=POOL, type="process"))
-        except ObjectAlreadyExists:
-            pass
-    schedule = Cron(plan.schedule.cron, timezone=plan.schedule.timezone) if plan.schedule else None
-    deployment = align.to_deployment(
+    deployment = align.to_deployment(  # pyright: ignore[reportFunctionMemberAccess]
         name=plan.name,
         parameters={"plan": as_json(plan)},
-        schedule=schedule,
+        schedule=_schedule(path, plan.schedule) if plan.schedule else None,
         work_pool_name=POOL,
-        description=f"alignflow plan {plan.name}",
+        description=f"Runs `{path.absolute()}` as it was when `align deploy` read it; what is built already is not built again.",
         tags=["alignflow"],
         entrypoint_type=EntrypointType.MODULE_PATH,
         job_variables={"working_dir": str(ROOT)},
     )
-    deployment.apply()
+    with get_client(sync_client=True) as client, suppress(ObjectAlreadyExists):
+        client.create_work_pool(WorkPoolCreate(name=POOL, type="process"))
+    try:
+        deployment.apply()
+    except DeploymentApplyError as error:
+        raise MachineError(f"{server}: refused the deployment: {str(error)[:200]}; is the server of another version?") from error
     when = f"{plan.schedule.cron} ({plan.schedule.timezone})" if plan.schedule else "no schedule: start it in the UI"
     out().print(f"align/{plan.name} deployed to {server.removesuffix('/api')}: {when}.  Serve it with `align worker`.")
 
 
 def work(store: Path) -> None:
-    """Run a worker of the pool until interrupted."""
-    server = prepare(store)
-    if server is None:
-        raise MachineError(_NO_SERVER)
+    """Become a worker of the pool, which runs one plan at a time until it is interrupted; never returns.
+
+    A worker that dies takes its flow run and that one's children with it, so that none trains for nobody.
+    """
+    server = _server(store)
+    os.environ |= {**_WORKER, **os.environ, PARENT: str(os.getpid())}
+    out().print(f"serving pool {POOL} of {server.removesuffix('/api')} (Ctrl-C stops it)")
+    sys.stdout.flush()
+    os.chdir(ROOT)
+    name = f"align-{os.uname().nodename}-{os.getpid()}"
     command = [
         sys.executable,
         "-m",
@@ -67,12 +80,29 @@ def work(store: Path) -> None:
         POOL,
         "--type",
         "process",
+        "--limit",
+        "1",
         "--name",
-        f"align-{os.getpid()}",
+        name,
     ]
-    os.environ.setdefault("PREFECT_WORKER_QUERY_SECONDS", "3")
-    out().print(f"serving pool {POOL} of {server.removesuffix('/api')} (Ctrl-C stops it)")
+    os.execv(sys.executable, command)
+
+
+def _server(store: Path) -> str:
+    server = prepare(store)
+    if server is None:
+        raise MachineError(_NO_SERVER)
+    return server
+
+
+def _schedule(path: Path, asked: SchedulePlan) -> "Schedule":
+    from prefect.schedules import Cron
+
     try:
-        subprocess.run(command, check=False, cwd=ROOT)
-    except KeyboardInterrupt:
-        pass
+        ZoneInfo(asked.timezone)
+        return Cron(asked.cron, timezone=asked.timezone)
+    except (ValueError, ZoneInfoNotFoundError) as error:
+        said = " ".join(str(error).split())
+        raise SpecError(
+            f"{path}: schedule: {asked.cron!r} in {asked.timezone!r} is no schedule ({said[:120]}); try '0 2 * * *' in UTC"
+        ) from error

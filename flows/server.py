@@ -1,4 +1,4 @@
-"""Prefect's server: found, or started on loopback for as long as it is needed.  Sets the environment before Prefect is imported."""
+"""Prefect's server: found, or run on loopback for as long as it is needed.  Sets the environment before Prefect is imported."""
 
 import json
 import os
@@ -10,12 +10,14 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Generator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from flows.reap import reap
 from tasks.core.errors import MachineError
 from tasks.core.files import write_json
 from tasks.core.launch import tied
+from tasks.core.secrets import redact
 
 _DEFAULTS = {
     "DO_NOT_TRACK": "1",
@@ -26,8 +28,12 @@ _DEFAULTS = {
 }
 _SERVER = {
     "PREFECT_SERVER_UI_API_URL": "/api",  # relative, so that the pages work on any port and through a tunnel
+    "PREFECT_SERVER_UI_V2_ENABLED": "false",  # the newer pages ask another site for settings on load; /v2 still shows them
     "PREFECT_SERVER_CONCURRENCY_LEASE_STORAGE": "prefect.server.concurrency.lease_storage.filesystem",  # survives a restart
 }
+
+_REAP_SECONDS = 30.0
+"""how often `align ui` looks for runs whose process is gone"""
 
 
 def prepare(store: Path) -> str | None:
@@ -40,26 +46,28 @@ def prepare(store: Path) -> str | None:
     if url := os.environ.get("PREFECT_API_URL"):
         if not healthy(url):
             raise MachineError(
-                f"{url}: no Prefect server answers at PREFECT_API_URL; start it, or unset the variable to run without"
+                f"{_shown(url)}: no Prefect server answers at PREFECT_API_URL; start it, or unset the variable to run without"
             )
-        return url
-    if (url := running(store)) is not None:
-        os.environ["PREFECT_API_URL"] = url
+    elif (url := running(store)) is None:
+        return None
+    os.environ["PREFECT_API_URL"] = url
+    reap(store, url)
     return url
 
 
 @contextmanager
 def temporary(store: Path) -> Generator[None]:
-    """A server of our own for one run, on a free port of loopback; it writes Prefect's usual database, so `align ui` shows the run.
+    """A server of our own for one run, on a free port of loopback; `align ui` shows the run: the database is Prefect's usual one.
 
-    Not Prefect's own ephemeral server: that one shares our process group, dies of the Ctrl-C meant for the run, and leaves the run
-    waiting for it.
+    Not Prefect's own ephemeral server: that one shares our process group, dies of the Ctrl-C meant for the run, and leaves the
+    run waiting for it.
     """
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     with _server(store, port, None) as (process, url):
         os.environ["PREFECT_API_URL"] = url
+        reap(store, url)
         try:
             yield
         finally:
@@ -91,12 +99,17 @@ def serve(store: Path, port: int, database: str | None) -> None:
         raise MachineError(
             f"127.0.0.1:{port}: a server answers there already; open http://127.0.0.1:{port} or take another --port"
         )
+    _claim(port)
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # being ended politely is an interrupt too
     try:
         with _server(store, port, database) as (process, url):
             write_json(_note(store), {"url": url, "pid": process.pid})
             print(f"Prefect UI at http://127.0.0.1:{port}   (store {store}; Ctrl-C stops it; log {_log(store)})", flush=True)  # noqa: T201
-            process.wait()
+            while process.poll() is None:
+                reap(store, url)
+                with suppress(subprocess.TimeoutExpired):
+                    process.wait(_REAP_SECONDS)
+            raise MachineError(f"the Prefect server ended by itself, exit {process.returncode} (see {_log(store)})")
     except KeyboardInterrupt:
         pass
     finally:
@@ -133,6 +146,22 @@ def _server(store: Path, port: int, database: str | None) -> "Generator[tuple[su
             process.wait()
 
 
+def _claim(port: int) -> None:
+    """Raise MachineError if another program has the port."""
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # a server that just ended leaves the port in TIME_WAIT
+        try:
+            probe.bind(("127.0.0.1", port))
+        except OSError as error:
+            raise MachineError(f"127.0.0.1:{port}: {(error.strerror or 'taken').lower()}; take another --port") from error
+
+
+def _shown(url: str) -> str:
+    """`url` without the user and password it may hold."""
+    scheme, slashes, rest = url.partition("://")
+    return scheme + slashes + rest.rpartition("@")[2]
+
+
 def _log(store: Path) -> Path:
     return store / ".server.log"
 
@@ -142,7 +171,7 @@ def _wait(process: "subprocess.Popen[bytes]", url: str, log: Path, seconds: floa
     while not healthy(url):
         if process.poll() is not None:
             last = next((line for line in reversed(log.read_text(errors="replace").splitlines()) if line.strip()), "no output")
-            raise MachineError(f"the Prefect server did not start: {last.strip()} (see {log})")
+            raise MachineError(f"the Prefect server did not start: {redact(last.strip())} (see {log})")
         if time.monotonic() > deadline:
             raise MachineError(f"the Prefect server did not answer within {seconds:g} s (see {log})")
         time.sleep(0.3)

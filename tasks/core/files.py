@@ -114,6 +114,12 @@ def any_locked(paths: Sequence[Path], poll_seconds: float = 0.2) -> Generator[No
         yield
 
 
+def held(path: Path) -> bool:
+    """Whether some living process holds `path` as `locked` does."""
+    with path.open("a") as file:
+        return not _lock_now(file.fileno())
+
+
 def _lock_now(descriptor: int) -> bool:
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -4,6 +4,7 @@ Its log and progress stream to the caller.  A timeout, a stop, or the death of t
 ended decides the error: what the child said itself, out of memory, killed, or a bug.
 """
 
+import ctypes
 import json
 import os
 import selectors
@@ -24,6 +25,8 @@ from tasks.core.stop import check
 
 EVENT = "\x1e"
 """a child's stdout line that starts with this is a progress event in JSON; every other line is its log"""
+PARENT = "ALIGN_WORKER"
+"""environment: process id of the worker that starts flow runs; they end with it"""
 MICRO_BATCH = "micro_batch"
 """file in the work folder: what the child used; halved after it ran out of memory"""
 
@@ -77,6 +80,13 @@ def run_child(job: str, spec: Spec, inputs: Inputs, out: Path, run: Run) -> Metr
 def tied(command: list[str]) -> list[str]:
     """`command`, to be killed by the kernel when the thread that starts it, or its process, dies."""
     return [sys.executable, "-c", _TIED, str(os.getpid()), *command]
+
+
+def end_with(parent: int) -> None:
+    """Ask the kernel to end this process politely when `parent`, which started it, dies."""
+    ctypes.CDLL(None).prctl(1, signal.SIGTERM)
+    if os.getppid() != parent:
+        os.kill(os.getpid(), signal.SIGTERM)
 
 
 def _command(processes: int) -> list[str]:

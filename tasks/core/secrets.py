@@ -5,7 +5,9 @@ import re
 
 from tasks.core.errors import SpecError
 
-_NAMES = re.compile(r"TOKEN|SECRET|PASSWORD|PASSWD|CREDENTIAL|API_?KEY|ACCESS_?KEY|AUTH_STRING|CONNECTION_URL", re.IGNORECASE)
+_NAMES = re.compile(
+    r"TOKEN|SECRET|PASSWORD|PASSWD|CREDENTIAL|API_?KEY|ACCESS_?KEY|AUTH_STRING|CONNECTION_URL|ALIGN_DATABASE", re.IGNORECASE
+)
 _SHORTEST = 8
 """a shorter value would blank out ordinary words"""
 
