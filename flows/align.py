@@ -50,15 +50,17 @@ def align(plan: Plan, rerun: str | None = None) -> str:
         record.open()
         try:
             pipeline(plan, build)
-            refs = {name: future.result(raise_on_failure=False) for name, future in build.futures.items()}
+            for future in build.futures.values():
+                future.wait()  # one branch failed: the others still finish, and their artifacts stay
             _raise_first(build)
-            promote(workshop.store, plan.release.channel, workshop.store.at(refs["release"]))
+            release = build.futures["release"].result()
+            promote(workshop.store, plan.release.channel, workshop.store.at(release))
         except BaseException as error:
             stop.stop()
             record.close(build, error)
             raise
         record.close(build, None)
-    return refs["release"]
+    return release
 
 
 def _tell(event: Event) -> None:

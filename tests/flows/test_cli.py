@@ -147,3 +147,15 @@ def test_bad_plans_and_missing_stores_exit_2_in_one_sentence(smoke, tmp_path):
     assert "no Prefect server answers" in replace(smoke, server="http://127.0.0.1:9/api").align(
         "run", "plan.yaml", "--record", code=4
     )
+
+
+def test_bad_data_exits_2_with_its_sentence_and_the_other_branch_is_finished(copy):
+    (copy.folder / "preferences.jsonl").write_text('{"prompt": "a", "chosen": "b"}\n' * 3)
+    (copy.folder / "prompts.jsonl").write_text('{"prompt": "Say hello."}\n{"prompt": "Say goodbye."}\n')
+    printed = copy.align("run", "plan.yaml", code=2)
+    assert printed.splitlines()[-1].startswith("DataError: ")
+    assert ended(printed)["curate-preferences"] == "failed"
+    assert ended(printed)["answers-base"] == "built"
+    states = copy.states()
+    assert states["dpo"] == "waits"
+    assert states["answers-base"] == "built"
