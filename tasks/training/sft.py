@@ -17,7 +17,7 @@ from tasks.training.data import IGNORED, Encoder, encode_instructions, read_rows
 from tasks.training.fit import Quiet, arguments, cheap_head, fit, full_precision, row_metrics
 from tasks.training.preflight import plan_batches
 
-HELDOUT_ROWS = 32
+HELDOUT_ROWS = 16
 """held-out conversations whose loss is taken at the end; the measure stage looks at all of them"""
 
 
