@@ -104,7 +104,7 @@ class _Record:
         self._fields |= {
             "finished": datetime.now(UTC).isoformat(timespec="seconds"),
             "status": "completed" if error is None else type(error).__name__ if isinstance(error, Exception) else "interrupted",
-            "error": str(error) if error else None,
+            "error": (str(error) or type(error).__name__) if error else None,
             "steps": steps,
         }
         write_json(self._path, json.loads(json.dumps(self._fields)))

@@ -1,6 +1,7 @@
 """Schedules and workers: a plan becomes a Prefect deployment, a worker on this machine serves it."""
 
 import os
+import signal
 import sys
 from collections.abc import Sequence
 from contextlib import suppress
@@ -69,6 +70,7 @@ def work(store: Path) -> None:
     out().print(f"serving pool {POOL} of {server.removesuffix('/api')} (Ctrl-C stops it)")
     sys.stdout.flush()
     os.chdir(ROOT)
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # `align worker &` in a script ignores it, and Prefect's worker ends by it
     name = f"align-{os.uname().nodename}-{os.getpid()}"
     command = [
         sys.executable,

@@ -83,10 +83,16 @@ def tied(command: list[str]) -> list[str]:
 
 
 def end_with(parent: int) -> None:
-    """Ask the kernel to end this process politely when `parent`, which started it, dies."""
-    ctypes.CDLL(None).prctl(1, signal.SIGTERM)
-    if os.getppid() != parent:
+    """End this process politely, by SIGTERM, when `parent`, which started it, dies.  For the main thread."""
+
+    def orphaned(*_: object) -> None:
+        signal.signal(signal.SIGUSR1, signal.SIG_IGN)  # the kernel sends one for each thread of the parent
         os.kill(os.getpid(), signal.SIGTERM)
+
+    signal.signal(signal.SIGUSR1, orphaned)
+    ctypes.CDLL(None).prctl(1, signal.SIGUSR1)
+    if os.getppid() != parent:
+        os.kill(os.getpid(), signal.SIGUSR1)
 
 
 def _command(processes: int) -> list[str]:

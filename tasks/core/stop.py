@@ -22,4 +22,4 @@ def allow() -> None:
 def check() -> None:
     """Raise Stopped if the flow is going down."""
     if _stop.is_set():
-        raise Stopped
+        raise Stopped("the run was stopped")
