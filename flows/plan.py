@@ -24,6 +24,8 @@ from tasks.generate import AnswersSpec
 from tasks.judge import VerdictSpec
 from tasks.measure import MetricsSpec, RewardsSpec, ScoresSpec
 from tasks.merge import MergeSpec
+from tasks.methods import METHODS as METHOD_ROWS
+from tasks.methods import follow
 from tasks.reading.spec import SourceEntry
 from tasks.release import ReleaseSpec
 from tasks.train import DpoSpec, RewardSpec, SftSpec
@@ -153,6 +155,19 @@ class Plan(Part):
     schedule: SchedulePlan | None = None
     store: StorePlan = StorePlan()
     execution: Execution = Execution()
+
+    @model_validator(mode="after")
+    def _chain(self) -> "Plan":
+        """Refuse a method that cannot go on from the SFT policy before anything is trained."""
+        sft = self.sft.method
+        row = METHOD_ROWS[sft.name]
+        for where, method in (("reward", self.reward.method), ("policy", self.policy.method)):
+            same = method.model_dump(exclude={"dropout"}) == sft.model_dump(exclude={"dropout"})
+            try:
+                follow(row.quantised, row.adapter, method, same=same)
+            except SpecError as error:
+                raise ValueError(f"{where}: {error}") from error
+        return self
 
     def subjects(self) -> list[str]:
         """Whose answers and scores the gates need: the candidate, its parent (its reference), and what gates compare with."""

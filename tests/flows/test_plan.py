@@ -56,6 +56,8 @@ def test_a_null_learning_rate_is_the_methods_own_and_is_what_is_hashed():
         (["sft.method.name=lorra"], "sft.method"),
         (["release.channel=../x"], "release.channel"),
         (["execution.devize=cpu"], "did you mean device?"),
+        (["policy.method={name: qlora}"], "train SFT with qlora of the same shape too"),
+        (["sft.method={name: qlora}"], "merging its adapter there would change the policy"),
     ],
 )
 def test_what_is_wrong_is_said_in_one_sentence_with_its_place(overrides, says):
