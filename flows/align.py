@@ -108,4 +108,5 @@ class _Record:
             "steps": steps,
         }
         write_json(self._path, json.loads(json.dumps(self._fields)))
-        self.lock.unlink(missing_ok=True)
+        if error is None or isinstance(error, Exception):
+            self.lock.unlink(missing_ok=True)  # else `flows.reap` looks after it

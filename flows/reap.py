@@ -1,6 +1,7 @@
 """Runs whose process is gone say so: killed for good, a flow cannot report its own end and would look alive for ever.
 
-A run holds `.runs/<run>.lock` as long as it lives, and the kernel lets go of it, however the process dies.
+A run holds `.runs/<run>.lock` as long as it lives, and the kernel lets go of it, however the process dies.  A run that closed
+its record removes the file, unless it was interrupted: then its last messages to the server may be lost.
 """
 
 from datetime import UTC, datetime
@@ -21,9 +22,10 @@ def reap(store: Path, url: str) -> list[str]:
         if not record.exists() or held(lock):
             continue
         fields = loads(record.read_text(encoding="utf-8"))
-        if fields["status"] == "running":
-            if not _crash(UUID(fields["flow_run"]), url):
-                continue  # the server has no time now, or wants a password: the next call tries again
+        lively = fields["status"] == "running"
+        if not _settle(UUID(fields["flow_run"]), url, flow_too=lively):
+            continue  # the server has no time now, or wants a password: the next call tries again
+        if lively:
             now = datetime.now(UTC).isoformat(timespec="seconds")
             write_json(record, fields | {"status": "lost", "finished": now, "error": _LOST})
             lost.append(record.stem)
@@ -31,8 +33,8 @@ def reap(store: Path, url: str) -> list[str]:
     return lost
 
 
-def _crash(run: UUID, url: str) -> bool:
-    """End a flow run, and its task runs, where the server still takes them for alive; whether the server took it."""
+def _settle(run: UUID, url: str, *, flow_too: bool) -> bool:
+    """End the task runs, and the flow run, that the server still takes for alive; whether the server took it."""
     from httpx import HTTPError
     from prefect.client.orchestration import get_client
     from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterId
@@ -46,7 +48,7 @@ def _crash(run: UUID, url: str) -> bool:
             for task in client.read_task_runs(flow_run_filter=FlowRunFilter(id=FlowRunFilterId(any_=[run]))):
                 if task.state is None or not task.state.is_final():
                     client.set_task_run_state(task.id, Crashed(message=_LOST), force=True)
-            if flow.state is None or not flow.state.is_final():
+            if flow_too and (flow.state is None or not flow.state.is_final()):
                 client.set_flow_run_state(run, Crashed(message=_LOST), force=True)
         except ObjectNotFound:
             return True  # recorded by a server with another database
