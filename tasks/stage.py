@@ -7,6 +7,7 @@ result cache is off, so there is no second opinion.  References between tasks ar
 import re
 import threading
 import time
+import traceback
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -105,27 +106,35 @@ def _build(request: _Opaque, sources: dict[str, str], artifacts: dict[str, Ref])
     inputs: dict[str, Source] = {part: Path(path) for part, path in sources.items()}
     inputs |= {part: store.at(ref) for part, ref in artifacts.items()}
     started = time.monotonic()
-    builder.listen(Event(name, "started"))
 
     def log(line: str) -> None:
         logger.info(line)
         builder.listen(Event(name, "log", line))
 
     report = _ProgressReport(key, name, builder.listen)
-    run = Run(Path(), builder.workshop.models, log=log, progress=report)
+    run = Run(Path(), builder.workshop.models, log=log, progress=report, started=lambda: builder.listen(Event(name, "started")))
     try:
         artifact, built = builder.workshop.build(asked.stage, asked.spec, inputs, fresh=name in builder.fresh, run=run)
     except AlignError as error:
+        _let_go(error)
         builder.listen(Event(name, "failed", str(error), seconds=time.monotonic() - started))
         raise
     create_markdown_artifact(summary(artifact, built=built), key=key, description=f"{name} of {builder.plan}")
     if rows := table(artifact):
         create_table_artifact(rows, key=f"{key}-table", description=f"{name} of {builder.plan}")
     what = "built" if built else "cached"
-    builder.listen(Event(name, what, artifact=artifact, seconds=time.monotonic() - started))
+    seconds = float(str(artifact.provenance["seconds"])) if built else time.monotonic() - started
+    builder.listen(Event(name, what, artifact=artifact, seconds=seconds))
     ref = store.ref(artifact)
-    logger.info(f"{what}: {ref} in {time.monotonic() - started:.1f} s")
+    logger.info(f"{what}: {ref} in {seconds:.1f} s")
     return ref if built else Completed(name="Cached", message=f"{ref} was built {artifact.created}", data=ref)
+
+
+def _let_go(error: BaseException | None) -> None:
+    """Drop what the frames of a raised error still hold: Prefect keeps errors, and an open database would outlive the run."""
+    while error is not None:
+        traceback.clear_frames(error.__traceback__)
+        error = error.__cause__ or error.__context__
 
 
 def _worth_retrying(_: Task[..., Any], __: TaskRun, state: State[Any]) -> bool:

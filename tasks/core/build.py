@@ -1,5 +1,6 @@
 """From a stage, its spec and its inputs to an artifact.  No Prefect here: this is what a plain script would call."""
 
+import time
 from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
@@ -32,11 +33,13 @@ class Workshop:
         """The artifact of `stage`, and whether it was built now.  `run` carries the callbacks for log and progress."""
         calls = run or Run(work=Path(), models=self.models)
 
-        def write(out: Path, work: Path) -> Metrics:
+        def write(out: Path, work: Path) -> tuple[Metrics, float]:
             paths = {name: source if isinstance(source, Path) else source.path for name, source in inputs.items()}
             here = Run(work, self.models, self.execution, calls.log, calls.progress)
             with self._slot() if stage.heavy else nullcontext():
-                return stage.function(spec, paths, out, here)
+                calls.started()
+                started = time.monotonic()
+                return stage.function(spec, paths, out, here), time.monotonic() - started
 
         return self.store.build(self.identity(stage, spec, inputs), write, fresh=fresh)
 

@@ -64,6 +64,8 @@ class Run:
     execution: Execution = field(default_factory=Execution)
     log: Callable[[str], None] = lambda line: None
     progress: Callable[[Progress], None] = lambda progress: None
+    started: Callable[[], None] = lambda: None
+    """called when the stage begins, after waiting for another run or for a place on the machine"""
 
 
 StageFunction: TypeAlias = Callable[..., Metrics]

@@ -26,8 +26,8 @@ if TYPE_CHECKING:
 
 FORMAT = 1
 MANIFEST = "manifest.json"
-Write = Callable[[Path, Path], Metrics]
-"""`(out, work) -> metrics`: write the payload under `out`; `work` outlives a killed attempt"""
+Write = Callable[[Path, Path], tuple[Metrics, float]]
+"""`(out, work) -> metrics, seconds`: write the payload under `out`; `work` outlives a killed attempt"""
 
 
 @dataclass(frozen=True)
@@ -173,9 +173,8 @@ class Store:
             out = work / "out"
             remove(out)
             out.mkdir(parents=True)
-            started = time.monotonic()
-            metrics = write(out, work)
-            artifact = self._commit(identity, out, metrics, time.monotonic() - started)
+            metrics, seconds = write(out, work)
+            artifact = self._commit(identity, out, metrics, seconds)
             remove(work)
         if self._remote:
             self._remote.push(artifact.path, artifact.kind, artifact.key)

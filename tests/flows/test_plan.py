@@ -33,7 +33,7 @@ def test_set_changes_one_field():
 
 
 def test_a_null_learning_rate_is_the_methods_own_and_is_what_is_hashed():
-    lora, full = load(DEMO, ["policy.learning_rate=null"]), load(DEMO, ["sft.method={name: full}"])
+    lora, full = load(DEMO, ["policy.learning_rate=null"]), load(DEMO, ["sft.method={name: full}", "sft.learning_rate=null"])
     assert lora.policy.learning_rate == 2e-5
     assert full.sft.learning_rate == 2e-5
 
