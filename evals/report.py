@@ -16,6 +16,8 @@ MARKS = {"pass": "✅", "fail": "❌", "review": "🔎"}
 _COLOURS = {"pass": "green", "fail": "red", "review": "yellow"}
 _GATES = ("", "metric", "need", "found", "interval", "at", "n", "smallest effect", "note")
 _MEASURED = ("metric", "against", "found", "interval", "n", "unit", "better", "what it is")
+_BRIEFLY = ("metric", "against", "found", "interval", "n")
+"""what of that fits a terminal; what each metric is stands in the report and in docs/plan.md"""
 
 
 def headline(verdict: Row) -> str:
@@ -66,16 +68,17 @@ def gate_table(verdict: Row) -> "Group":
     styles = [_COLOURS[gate["verdict"]] for gate in verdict["gates"]]
     for title, columns, found, colours in (
         ("Gates", _GATES, rows(verdict), styles),
-        ("Also measured", _MEASURED, _measured(verdict), [""] * len(verdict["measured"])),
+        ("Also measured", _BRIEFLY, _measured(verdict), [""] * len(verdict["measured"])),
     ):
         if found:
-            table = Table(title=title, title_justify="left", header_style="bold")
+            table = Table(title=title, title_justify="left", header_style="bold", box=None, pad_edge=False, padding=(0, 2, 0, 0))
             for column in columns:
                 table.add_column(column, justify="right" if column in ("found", "n", "smallest effect") else "left")
             for row, colour in zip(found, colours, strict=True):
                 table.add_row(*(Text(row[column]) for column in columns), style=colour)
             parts.append(table)
-    parts += [Text(f"- {reason}") for reason in verdict["reasons"]]
+    if verdict["verdict"] != "pass":  # else the table has said it
+        parts += [Text(f"- {reason}") for reason in verdict["reasons"]]
     return Group(*parts)
 
 

@@ -34,24 +34,32 @@ def table(artifact: Artifact) -> list[dict[str, Json]]:
     return [dict[str, Json](row) for row in rows(json.loads((artifact.path / "verdict.json").read_text(encoding="utf-8")))]
 
 
-_HEADLINES: dict[str, tuple[tuple[str, str], ...]] = {
-    "base": (("parameters", "parameters"),),
-    "instructions": (("rows_kept", "rows kept of"), ("rows_in", "")),
-    "preferences": (("rows_kept", "rows kept of"), ("rows_in", "")),
-    "prompts": (("rows_kept", "rows kept of"), ("rows_in", "")),
-    "texts": (("rows_kept", "rows kept of"), ("rows_in", "")),
-    "verdict": (("verdict", ""), ("gates", "gates")),
+_ROWS = "{rows_kept} of {rows_in} rows kept, {rows_quarantined} in quarantine"
+_HEADLINES = {
+    "base": "{parameters} parameters",
+    "curate-instructions": _ROWS,
+    "curate-preferences": _ROWS,
+    "curate-prompts": _ROWS,
+    "curate-texts": _ROWS,
+    "sft": "loss {first_loss} -> {last_loss} in {steps} steps, held out {heldout_loss}",
+    "reward": "right on {heldout_accuracy} of held-out pairs (the longer answer wins: {heldout_length_baseline})",
+    "dpo": "loss {first_loss} -> {last_loss} in {steps} steps",
+    "merge": "largest logit distance {max_logit_distance}",
+    "answers": "{answers} answers, {tokens} tokens, {finished} ended by themselves",
+    "scores": "nats per token: answers {answer_nll}, general text {text_nll}",
+    "verdict": "{verdict}: {gates} gates",
+    "release": "verdict {verdict}",
 }
-"""stage -> the numbers worth a line, each with the word that follows it"""
+"""stage -> the numbers worth a line"""
 
 
 def headline(artifact: Artifact) -> str:
     """The one line a terminal shows for a finished stage."""
-    chosen = _HEADLINES.get(artifact.stage)
-    if chosen:
-        return "  ".join(f"{shown(artifact.metrics.get(name))} {word}".strip() for name, word in chosen)
-    numbers = [f"{name} {shown(value)}" for name, value in artifact.metrics.items() if isinstance(value, int | float)]
-    return "  ".join(numbers[:3])
+    numbers = {name: shown(value) for name, value in artifact.metrics.items() if not isinstance(value, dict | list)}
+    try:
+        return _HEADLINES[artifact.stage].format_map(numbers)
+    except KeyError:  # another stage, or one that measured less
+        return "  ".join(f"{name} {value}" for name, value in list(numbers.items())[:3])
 
 
 def shown(value: Json) -> str:
