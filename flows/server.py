@@ -71,6 +71,7 @@ def temporary(store: Path) -> Generator[None]:
         try:
             yield
         finally:
+            _drain()
             del os.environ["PREFECT_API_URL"]
     assert process.poll() is not None
 
@@ -91,6 +92,16 @@ def healthy(url: str) -> bool:
             return answer.status == 200
     except (urllib.error.URLError, TimeoutError, OSError, ValueError):
         return False
+
+
+def _drain() -> None:
+    """Send what Prefect still has queued before its server goes away."""
+    if "prefect" in sys.modules:
+        from prefect.events.worker import EventsWorker
+        from prefect.logging.handlers import APILogWorker
+
+        APILogWorker.drain_all(timeout=10)
+        EventsWorker.drain_all(timeout=10)
 
 
 def serve(store: Path, port: int, database: str | None) -> None:
@@ -128,8 +139,10 @@ def _server(store: Path, port: int, database: str | None) -> "Generator[tuple[su
         "PREFECT_SERVER_API_PORT": str(port),
     }
     environment.pop("PREFECT_API_URL", None)
-    if database:
-        environment["PREFECT_SERVER_DATABASE_CONNECTION_URL"] = database
+    if database := database or os.environ.get("ALIGN_DATABASE"):
+        scheme, slashes, rest = database.partition("://")
+        driver = "postgresql+asyncpg" if scheme in ("postgres", "postgresql") else scheme
+        environment["PREFECT_SERVER_DATABASE_CONNECTION_URL"] = driver + slashes + rest
     store.mkdir(parents=True, exist_ok=True)
     command = [sys.executable, "-m", "prefect", "server", "start", "--host", "127.0.0.1", "--port", str(port)]
     with _log(store).open("w") as file:

@@ -99,6 +99,9 @@ def test_it_listens_on_loopback_alone_keeps_its_password_to_itself_and_ends_when
 
 
 def test_a_killed_parent_takes_it_along_and_ctrl_c_ends_it(tmp_path, free_port):
+    signal.signal(
+        signal.SIGINT, signal.default_int_handler
+    )  # a test run that a script started with & ignores it, and so would `align`
     port = free_port()
     with ui(tmp_path, port) as (process, _):
         server = server_of(tmp_path)
