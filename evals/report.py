@@ -15,7 +15,7 @@ Row: TypeAlias = Mapping[str, Any]
 MARKS = {"pass": "✅", "fail": "❌", "review": "🔎"}
 _COLOURS = {"pass": "green", "fail": "red", "review": "yellow"}
 _GATES = ("", "metric", "need", "found", "interval", "at", "n", "smallest effect", "note")
-_MEASURED = ("metric", "against", "found", "interval", "n", "unit", "better", "what it is")
+_MEASURED = ("metric", "against", "found", "interval", "n", "unit", "better")
 _BRIEFLY = ("metric", "against", "found", "interval", "n")
 """what of that fits a terminal; what each metric is stands in the report and in docs/plan.md"""
 
@@ -50,7 +50,10 @@ def markdown(verdict: Row) -> str:
         parts.append(gate_markdown(verdict))
     parts.append("\n".join(f"- {_cell(reason)}" for reason in verdict["reasons"]))
     if verdict["measured"]:
-        parts += ["## Also measured", _markdown(_MEASURED, _measured(verdict))]
+        measured = _measured(verdict)
+        parts += ["## Also measured", _markdown(_MEASURED, measured)]
+        meanings = {row["metric"]: _cell(row["what it is"]) for row in measured}  # beside the numbers they would not fit a page
+        parts.append("\n".join(f"- `{metric}`: {meaning}" for metric, meaning in meanings.items()))
     parts.append(
         f"Intervals: paired BCa bootstrap by conversation, {verdict['resamples']} resamples, seed {verdict['seed']}; "
         "gates at levels corrected for their number, the second table at 95% each and not corrected."

@@ -1,6 +1,9 @@
 """An artifact as a person reads it: markdown for the UI, rows for a table."""
 
+import base64
 import json
+import math
+from collections.abc import Mapping, Sequence
 
 from tasks.core.spec import Json
 from tasks.core.store import Artifact
@@ -9,19 +12,25 @@ _TEXTS = ("gates.md", "report.md", "README.md")
 """what a stage wrote for people; the first that is there leads the page"""
 
 
-def summary(artifact: Artifact, *, built: bool) -> str:
-    """One page of markdown: what the stage says, its numbers, and where it came from."""
-    lines = [f"# {artifact.stage}", ""]
+def summary(artifact: Artifact, *, built: bool, about: str = "") -> str:
+    """One page of markdown: what the stage says, its curve and numbers, and where it came from.  `about`: what it does."""
+    lines = [f"# {artifact.stage}", "", about, ""]
     for name in _TEXTS:
         if (artifact.path / name).exists():
             text = (artifact.path / name).read_text(encoding="utf-8")
             lines = [text.partition("---\n")[2].partition("---\n")[2] if text.startswith("---\n") else text, ""]
             break
-    lines += ["| metric | value |", "|---|---|"]
-    lines += [f"| {name} | {shown(value)} |" for name, value in artifact.metrics.items() if not isinstance(value, dict | list)]
-    seconds = artifact.provenance["seconds"]
-    how = "built now" if built else "from the store"
-    lines += ["", f"`{artifact.kind}/{artifact.key}`, {how}; built {artifact.created} in {seconds} s."]
+    if (curve := artifact.path / _CURVE).exists():
+        lines += [*_plot(json.loads(curve.read_text(encoding="utf-8"))), ""]
+    lines += ["| metric | value |", "|---|---:|"]
+    lines += [
+        f"| {name} | {_cell(name, value)} |" for name, value in artifact.metrics.items() if not isinstance(value, dict | list)
+    ]
+    seconds = f"{artifact.provenance['seconds']:,.1f}"
+    how = "built in this run" if built else "from the store"
+    when = artifact.created[:16].replace("T", " ")
+    key = artifact.key[:12]
+    lines += ["", f"`{artifact.kind}/{key}`, {how}; made {when} UTC in {seconds} s.  All of it: `align show {key}`"]
     return "\n".join(lines)
 
 
@@ -31,7 +40,44 @@ def table(artifact: Artifact) -> list[dict[str, Json]]:
         return []
     from evals.report import rows
 
-    return [dict[str, Json](row) for row in rows(json.loads((artifact.path / "verdict.json").read_text(encoding="utf-8")))]
+    verdict = json.loads((artifact.path / "verdict.json").read_text(encoding="utf-8"))
+    found: list[dict[str, Json]] = []
+    for gate, row in zip(verdict["gates"], rows(verdict), strict=True):
+        found.append({"verdict": f"{row.pop('')} {gate['verdict']}", **row})  # the UI shows no column without a name
+    return found
+
+
+_CURVE = "training.json"
+_POINTS = 200
+"""of a plotted curve; more cannot be told apart"""
+
+
+def _plot(steps: Sequence[Mapping[str, float]]) -> list[str]:
+    """The loss over the steps, as a picture inside the markdown: pages ask no other address for anything."""
+    points = [(step["step"], step["loss"]) for step in steps if math.isfinite(step.get("loss", math.nan))]
+    if len(points) < 2:
+        return []
+    points = [*points[:: math.ceil(len(points) / _POINTS)], points[-1]]
+    width, height = 640, 160
+    low, high = min(loss for _, loss in points), max(loss for _, loss in points)
+    first, last = points[0][0], points[-1][0]
+    line = " ".join(
+        f"{width * (step - first) / (last - first):.1f},{8 + (height - 16) * (high - loss) / ((high - low) or 1):.1f}"
+        for step, loss in points
+    )
+    svg = (
+        f'<svg xmlns="http://www.w3.org/2000/svg" width="{width}" height="{height}">'
+        f'<rect width="{width}" height="{height}" fill="#8882"/>'
+        f'<polyline points="{line}" fill="none" stroke="#3b82f6" stroke-width="2"/></svg>'
+    )
+    picture = f"![loss over the steps](data:image/svg+xml;base64,{base64.b64encode(svg.encode()).decode()})"
+    return [picture, "", f"Loss of steps {first} to {last}, between {shown(low)} and {shown(high)}."]
+
+
+def _cell(name: str, value: Json) -> str:
+    if name.endswith("bytes") and isinstance(value, int):
+        return f"{value / 2**20:,.1f} MiB"
+    return shown(value)
 
 
 _ROWS = "{rows_kept} of {rows_in} rows kept, {rows_quarantined} in quarantine"
@@ -47,7 +93,7 @@ _HEADLINES = {
     "merge": "largest logit distance {max_logit_distance}",
     "answers": "{answers} answers, {tokens} tokens, {finished} ended by themselves",
     "scores": "nats per token: answers {answer_nll}, general text {text_nll}",
-    "verdict": "{verdict}: {gates} gates",
+    "verdict": "{verdict}: {pass} of {gates} gates hold",
     "release": "verdict {verdict}",
 }
 """stage -> the numbers worth a line"""

@@ -26,7 +26,7 @@ from tasks.core.contract import Progress, Run, Stage
 from tasks.core.errors import RETRYABLE, AlignError
 from tasks.core.spec import Spec
 from tasks.core.store import Artifact
-from tasks.present import summary, table
+from tasks.present import headline, summary, table
 
 Ref = str
 """an artifact as tasks pass it on: `kind/key`"""
@@ -119,15 +119,17 @@ def _build(request: _Opaque, sources: dict[str, str], artifacts: dict[str, Ref])
         _let_go(error)
         builder.listen(Event(name, "failed", str(error), seconds=time.monotonic() - started))
         raise
-    create_markdown_artifact(summary(artifact, built=built), key=key, description=f"{name} of {builder.plan}")
+    said, about = headline(artifact), (type(asked.spec).__doc__ or "").strip()
+    create_markdown_artifact(summary(artifact, built=built, about=about), key=key, description=said)
     if rows := table(artifact):
-        create_table_artifact(rows, key=f"{key}-table", description=f"{name} of {builder.plan}")
+        create_table_artifact(rows, key=f"{key}-table", description=said)
     what = "built" if built else "cached"
     seconds = float(str(artifact.provenance["seconds"])) if built else time.monotonic() - started
     builder.listen(Event(name, what, artifact=artifact, seconds=seconds))
     ref = store.ref(artifact)
-    logger.info(f"{what}: {ref} in {seconds:.1f} s")
-    return ref if built else Completed(name="Cached", message=f"{ref} was built {artifact.created}", data=ref)
+    short = f"{artifact.kind}/{artifact.key[:12]}"
+    logger.info(f"{what} in {seconds:.1f} s: {said} ({short})")
+    return ref if built else Completed(name="Cached", message=f"{short} was built {artifact.created}", data=ref)
 
 
 def _let_go(error: BaseException | None) -> None:

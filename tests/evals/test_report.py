@@ -34,10 +34,13 @@ MARKDOWN = """\
 
 ## Also measured
 
-| metric | against | found | interval | n | unit | better | what it is |
-| --- | --- | --- | --- | --- | --- | --- | --- |
-| length_accuracy |  | 0.500 | [0.400, 0.600] | 40 | share of pairs | lower | the baseline |
-| answer_length_ratio | parent | - | it does not exist | - | share of pairs | lower | the baseline |
+| metric | against | found | interval | n | unit | better |
+| --- | --- | --- | --- | --- | --- | --- |
+| length_accuracy |  | 0.500 | [0.400, 0.600] | 40 | share of pairs | lower |
+| answer_length_ratio | parent | - | it does not exist | - | share of pairs | lower |
+
+- `length_accuracy`: the baseline
+- `answer_length_ratio`: the baseline
 
 Intervals: paired BCa bootstrap by conversation, 10000 resamples, seed 0; gates at levels corrected for their number, the second \
 table at 95% each and not corrected.

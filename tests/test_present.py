@@ -1,0 +1,68 @@
+"""What a person reads of an artifact: the page, the gate table, the line."""
+
+import base64
+import json
+
+from tasks.core.build import Workshop
+from tasks.core.contract import Stage
+from tasks.core.spec import Spec
+from tasks.core.store import Store
+from tasks.present import headline, summary, table
+
+GATE = {
+    "metric": "reward_win_rate", "against": "parent", "at_least": 0.5, "at_most": None, "level": 0.95, "note": "",
+    "demand": ">= 0.5 against parent", "verdict": "fail", "estimate": 0.25, "low": 0.1, "high": 0.4, "items": 80,
+    "smallest_effect": 0.18, "sentence": "reward_win_rate: no",
+}  # fmt: skip
+
+
+def made(tmp_path, name, kind, files, metrics):
+    """An artifact of a stage that writes `files`."""
+
+    def write(spec, inputs, out, run):
+        for file, text in files.items():
+            (out / file).write_text(text, encoding="utf-8")
+        return metrics
+
+    return Workshop(Store(tmp_path / "store"), tmp_path / "models").build(Stage(name, 1, kind, write), Spec(), {})[0]
+
+
+def test_a_trained_policy_shows_its_curve_its_numbers_and_how_to_see_more(tmp_path):
+    steps = [{"step": step, "loss": 2.0 / step} for step in range(1, 1001)]
+    metrics = {"first_loss": 2.0, "last_loss": 0.002, "steps": 1000, "peak_bytes": 3 * 2**20, "dropped": {}}
+    artifact = made(tmp_path, "dpo", "policy", {"training.json": json.dumps(steps)}, metrics)
+    title, _, about, _, picture, _, caption, _, *rest = summary(artifact, built=True, about="Prefer chosen answers.").split("\n")
+    assert title == "# dpo"
+    assert about == "Prefer chosen answers."
+    assert caption == "Loss of steps 1 to 1000, between 0.002 and 2."
+    svg = base64.b64decode(picture.removeprefix("![loss over the steps](data:image/svg+xml;base64,").removesuffix(")")).decode()
+    points = svg.partition('points="')[2].partition('"')[0].split()
+    assert points[0] == "0.0,8.0"  # first step, highest loss
+    assert points[-1] == "640.0,152.0"  # last step, lowest
+    assert len(points) == 201
+    assert rest[:6] == [
+        "| metric | value |", "|---|---:|", "| first_loss | 2 |", "| last_loss | 0.002 |", "| steps | 1,000 |",
+        "| peak_bytes | 3.0 MiB |",
+    ]  # fmt: skip
+    assert rest[-1].startswith(f"`policy/{artifact.key[:12]}`, built in this run; made 20")
+    assert rest[-1].endswith(f"All of it: `align show {artifact.key[:12]}`")
+    assert headline(artifact) == "loss 2 -> 0.002 in 1,000 steps"
+
+
+def test_a_curve_of_one_step_or_of_no_finite_loss_is_left_out(tmp_path):
+    for number, steps in enumerate(([{"step": 1, "loss": 2.0}], [{"step": 1, "loss": float("nan")}, {"step": 2}])):
+        artifact = made(tmp_path / str(number), "sft", "policy", {"training.json": json.dumps(steps)}, {})
+        assert "data:image" not in summary(artifact, built=False)
+
+
+def test_the_gate_table_says_each_verdict_in_a_named_column(tmp_path):
+    verdict = {"verdict": "fail", "gates": [GATE], "reasons": [], "measured": [], "seed": 0, "resamples": 1000}
+    metrics = {"verdict": "fail", "gates": 1, "pass": 0, "fail": 1, "review": 0}
+    artifact = made(tmp_path, "verdict", "verdict", {"verdict.json": json.dumps(verdict)}, metrics)
+    [row] = table(artifact)
+    assert row == {
+        "verdict": "❌ fail", "metric": "reward_win_rate", "need": ">= 0.5 against parent", "found": "0.250",
+        "interval": "[0.100, 0.400]", "at": "95%", "n": "80", "smallest effect": "0.18", "note": "",
+    }  # fmt: skip
+    assert headline(artifact) == "fail: 0 of 1 gates hold"
+    assert table(made(tmp_path, "sft", "policy", {"model": ""}, {})) == []
