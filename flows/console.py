@@ -135,7 +135,7 @@ class Watch:
         return line + Text(f"{what:<7} {duration(seconds):>9}  ", style="dim") + Text(said)
 
     def _tell(self, stage: str, now: float) -> None:
-        if self._console.is_terminal or now - self._told.get(stage, 0) < _QUIET_SECONDS:
+        if self._console.is_terminal or now - self._told.get(stage, self._running[stage][0]) < _QUIET_SECONDS:
             return
         self._told[stage] = now
         self._console.print(self._line(stage, *self._running[stage]))

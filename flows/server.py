@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -183,11 +184,17 @@ def _wait(process: "subprocess.Popen[bytes]", url: str, log: Path, seconds: floa
     deadline = time.monotonic() + seconds
     while not healthy(url):
         if process.poll() is not None:
-            last = next((line for line in reversed(log.read_text(errors="replace").splitlines()) if line.strip()), "no output")
-            raise MachineError(f"the Prefect server did not start: {redact(last.strip())} (see {log})")
+            raise MachineError(f"the Prefect server did not start: {redact(_reason(log))} (see {log})")
         if time.monotonic() > deadline:
             raise MachineError(f"the Prefect server did not answer within {seconds:g} s (see {log})")
         time.sleep(0.3)
+
+
+def _reason(log: Path) -> str:
+    """The last line of a log that names an error, else its last line."""
+    lines = [line.strip() for line in log.read_text(errors="replace").splitlines() if line.strip()]
+    named = [line for line in lines if re.match(r"[\w.]*(Error|Exception|Interrupt)\b", line)]
+    return (named or lines or ["no output"])[-1]
 
 
 def _note(store: Path) -> Path:
