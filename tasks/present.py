@@ -91,8 +91,9 @@ _HEADLINES = {
     "reward": "right on {heldout_accuracy} of held-out pairs (the longer answer wins: {heldout_length_baseline})",
     "dpo": "loss {first_loss} -> {last_loss} in {steps} steps",
     "merge": "largest logit distance {max_logit_distance}",
-    "answers": "{answers} answers, {tokens} tokens, {finished} ended by themselves",
+    "answers": "{answers} answers, {tokens} tokens, share that ended by itself {finished}",
     "scores": "nats per token: answers {answer_nll}, general text {text_nll}",
+    "rewards": "held-out pairs: chosen {chosen_reward/reward_model}, rejected {rejected_reward/reward_model}",
     "verdict": "{verdict}: {pass} of {gates} gates hold",
     "release": "verdict {verdict}",
 }
