@@ -117,8 +117,20 @@ class ReleasePlan(Part):
     """Where a model that passed is announced."""
 
     channel: str = Field(default="champion", pattern=r"^[a-z0-9][a-z0-9._-]*$")
+    summary: str = ""
+    """what the model is for, for its card"""
     license: str | None = None
-    """licence of the released model, for its card"""
+    """licence of the released model, as a Hugging Face identifier such as apache-2.0"""
+    base_model: str | None = None
+    """hub id of the base, for its card; default: the base's own name"""
+    datasets: tuple[str, ...] = ()
+    """hub ids of the data sets, for its card"""
+    languages: tuple[str, ...] = ()
+    """ISO 639 codes such as en, zh"""
+    tags: tuple[str, ...] = ()
+    """for the card, beside the ones that follow from how it was made"""
+    limits: tuple[str, ...] = ()
+    """known limits, a sentence each"""
 
 
 class SchedulePlan(Part):
@@ -185,7 +197,7 @@ class Plan(Part):
 
     def card(self) -> ReleaseSpec:
         """What the release says of itself."""
-        return ReleaseSpec(name=self.name, license=self.release.license)
+        return ReleaseSpec(name=self.name, **self.release.model_dump(exclude={"channel"}))
 
     def workshop(self) -> Workshop:
         """The store and the model cache this plan builds with."""
