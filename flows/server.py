@@ -145,7 +145,7 @@ def _server(store: Path, port: int, database: str | None) -> "Generator[tuple[su
         driver = "postgresql+asyncpg" if scheme in ("postgres", "postgresql") else scheme
         environment["PREFECT_SERVER_DATABASE_CONNECTION_URL"] = driver + slashes + rest
     store.mkdir(parents=True, exist_ok=True)
-    command = [sys.executable, "-m", "prefect", "server", "start", "--host", "127.0.0.1", "--port", str(port)]
+    command = [sys.executable, "-P", "-m", "prefect", "server", "start", "--host", "127.0.0.1", "--port", str(port)]
     with _log(store).open("w") as file:
         process = subprocess.Popen(tied(command), env=environment, stdout=file, stderr=subprocess.STDOUT, start_new_session=True)
     try:

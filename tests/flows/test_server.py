@@ -24,7 +24,7 @@ SECRET = "admin:correct-horse-battery"
 def environment(home, **more):
     """Ours without what points to another server."""
     rest = {name: value for name, value in os.environ.items() if not name.startswith(("PREFECT_", "ALIGN_"))}
-    return rest | {"PREFECT_HOME": str(home / "prefect"), "ALIGN_STORE": str(home / "store")} | more
+    return rest | {"PREFECT_HOME": str(home / "prefect"), "ALIGN_STORE": str(home / "store"), "PYTHONPATH": str(ROOT)} | more
 
 
 def until(what, seconds):
@@ -40,9 +40,10 @@ def ui(home, port, *arguments, **more):
     """`align ui`, once it says where it is; its process and its log."""
     log = home / "ui.log"
     home.mkdir(exist_ok=True)
-    command = [sys.executable, "-m", "flows.cli", "ui", "--port", str(port), *arguments]
+    (home / "click.py").write_text("raise RuntimeError('a file of the working directory was imported')")
+    command = [sys.executable, "-P", "-m", "flows.cli", "ui", "--port", str(port), *arguments]
     with log.open("w") as file:
-        process = subprocess.Popen(command, env=environment(home, **more), stdout=file, stderr=subprocess.STDOUT, cwd=ROOT)
+        process = subprocess.Popen(command, env=environment(home, **more), stdout=file, stderr=subprocess.STDOUT, cwd=home)
     try:
         until(lambda: "Prefect UI at" in log.read_text() or process.poll() is not None, 150)
         assert process.poll() is None, log.read_text()
