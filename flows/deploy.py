@@ -2,6 +2,7 @@
 
 import os
 import signal
+import subprocess
 import sys
 from collections.abc import Sequence
 from contextlib import suppress
@@ -11,9 +12,10 @@ from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 from flows.console import out
 from flows.plan import SchedulePlan, as_json, load
+from flows.reap import reap
 from flows.server import prepare
 from tasks.core.errors import MachineError, SpecError
-from tasks.core.launch import PARENT
+from tasks.core.launch import PARENT, tied
 from tasks.core.provenance import ROOT
 
 if TYPE_CHECKING:
@@ -26,6 +28,8 @@ _WORKER = {
     "PREFECT_WORKER_QUERY_SECONDS": "3",
     "PREFECT_RUNNER_POLL_FREQUENCY": "3",  # a cancelled run ends within seconds even if the server's push does not come through
 }
+_OWN_ID = f"import os,sys;os.environ['{PARENT}']=str(os.getpid());os.execv(sys.argv[1],sys.argv[1:])"
+"""becomes the worker, which its flow runs then know by its process id"""
 
 
 def register(path: Path, overrides: Sequence[str]) -> None:
@@ -61,33 +65,26 @@ def register(path: Path, overrides: Sequence[str]) -> None:
 
 
 def work(store: Path) -> None:
-    """Become a worker of the pool, which runs one plan at a time until it is interrupted; never returns.
+    """Run a worker of the pool, one plan at a time, until interrupted.
 
-    A worker that dies takes its flow run and that one's children with it, so that none trains for nobody.
+    A worker that ends takes its flow run and that one's children with it, so that none trains for nobody.
     """
     server = _server(store)
-    os.environ |= {**_WORKER, **os.environ, PARENT: str(os.getpid())}
+    command = [sys.executable, "-P", "-m", "prefect", "worker", "start", "--pool", POOL, "--type", "process", "--limit", "1"]
+    command += ["--name", f"align-{os.uname().nodename}-{os.getpid()}"]
     out().print(f"serving pool {POOL} of {server.removesuffix('/api')} (Ctrl-C stops it)")
-    sys.stdout.flush()
-    os.chdir(ROOT)
-    signal.signal(signal.SIGINT, signal.SIG_DFL)  # `align worker &` in a script ignores it, and Prefect's worker ends by it
-    name = f"align-{os.uname().nodename}-{os.getpid()}"
-    command = [
-        sys.executable,
-        "-m",
-        "prefect",
-        "worker",
-        "start",
-        "--pool",
-        POOL,
-        "--type",
-        "process",
-        "--limit",
-        "1",
-        "--name",
-        name,
-    ]
-    os.execv(sys.executable, command)
+    for number in (signal.SIGINT, signal.SIGTERM):  # also where a script's & had interrupts ignored: Prefect's worker ends by one
+        signal.signal(number, signal.default_int_handler)
+    environment = {**_WORKER, **os.environ}
+    process = subprocess.Popen(tied([sys.executable, "-c", _OWN_ID, *command]), cwd=ROOT, env=environment, start_new_session=True)
+    try:
+        if process.wait():
+            raise MachineError(f"Prefect's worker ended by itself, exit {process.returncode}; what it printed says why")
+    except KeyboardInterrupt:
+        process.terminate()
+        process.wait()
+    finally:
+        reap(store, server)  # Prefect's worker kills its flow run for good
 
 
 def _server(store: Path) -> str:

@@ -113,7 +113,7 @@ def test_without_a_server_deploy_and_worker_say_so(tmp_path):
         assert "no Prefect server: start one with `align ui`" in alone.align(*command, code=4)
 
 
-def test_a_cancelled_run_and_a_killed_worker_leave_no_child_and_no_running_state(tmp_path, prefect_server, client):
+def test_a_cancelled_run_and_a_stopped_or_killed_worker_leave_no_child_and_no_running_state(tmp_path, prefect_server, client):
     smoke = write_smoke(tmp_path / "long", prefect_server)
     (smoke.folder / "plan.yaml").write_text(LONG)
     smoke.align("deploy", "plan.yaml")
@@ -138,6 +138,16 @@ def test_a_cancelled_run_and_a_killed_worker_leave_no_child_and_no_running_state
             assert record(smoke, run)["status"] == "interrupted"
             assert until(lambda: "Running" not in task_states(client, run).values(), 10)
 
+        with worker(smoke) as process:
+            run = training()
+            process.terminate()
+            assert process.wait(20) == 0
+            assert children(smoke.store) == []
+            assert client.read_flow_run(run.id).state.name == "Crashed"
+            assert not {"Running", "Pending"} & set(task_states(client, run).values())
+            assert record(smoke, run)["status"] == "lost"
+
+        with worker(smoke) as process:
             run = training()
             process.kill()
             until(lambda: not children(smoke.store), 10)
