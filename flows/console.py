@@ -13,7 +13,7 @@ from rich.text import Text
 
 from flows.explain import Step
 from tasks.core.contract import Progress
-from tasks.core.errors import AlignError, GateError
+from tasks.core.errors import AlignError, GateError, MachineError
 from tasks.core.secrets import redact
 from tasks.core.spec import Json
 
@@ -31,6 +31,8 @@ def out() -> Console:
 
 def complain(error: Exception) -> int:
     """One sentence on standard error; the exit code that goes with it."""
+    if isinstance(error, OSError):  # disk full, no permission, connection lost
+        error = MachineError(f"{error.filename or 'the machine'}: {error.strerror or error}; mend that and run again")
     style = "yellow" if isinstance(error, GateError) else "red"
     said, code = str(error), error.exit_code if isinstance(error, AlignError) else 1
     if code == AlignError.exit_code:

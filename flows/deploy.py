@@ -13,7 +13,7 @@ from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 from flows.console import out
 from flows.plan import SchedulePlan, as_json, load
 from flows.reap import reap
-from flows.server import prepare
+from flows.server import prepare, shown
 from tasks.core.errors import MachineError, SpecError
 from tasks.core.launch import PARENT, tied
 from tasks.core.provenance import ROOT
@@ -61,7 +61,7 @@ def register(path: Path, overrides: Sequence[str]) -> None:
     except DeploymentApplyError as error:
         raise MachineError(f"{server}: refused the deployment: {str(error)[:200]}; is the server of another version?") from error
     when = f"{plan.schedule.cron} ({plan.schedule.timezone})" if plan.schedule else "no schedule: start it in the UI"
-    out().print(f"align/{plan.name} deployed to {server.removesuffix('/api')}: {when}.  Serve it with `align worker`.")
+    out().print(f"align/{plan.name} deployed to {shown(server).removesuffix('/api')}: {when}.  Serve it with `align worker`.")
 
 
 def work(store: Path) -> None:
@@ -72,7 +72,7 @@ def work(store: Path) -> None:
     server = _server(store)
     command = [sys.executable, "-P", "-m", "prefect", "worker", "start", "--pool", POOL, "--type", "process", "--limit", "1"]
     command += ["--name", f"align-{os.uname().nodename}-{os.getpid()}"]
-    out().print(f"serving pool {POOL} of {server.removesuffix('/api')} (Ctrl-C stops it)")
+    out().print(f"serving pool {POOL} of {shown(server).removesuffix('/api')} (Ctrl-C stops it)")
     for number in (signal.SIGINT, signal.SIGTERM):  # also where a script's & had interrupts ignored: Prefect's worker ends by one
         signal.signal(number, signal.default_int_handler)
     environment = {**_WORKER, **os.environ}

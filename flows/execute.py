@@ -7,12 +7,14 @@ from collections.abc import Sequence
 from contextlib import nullcontext
 from pathlib import Path
 
+from rich.console import Console
+
 from flows.console import Watch, duration, out
 from flows.explain import Explain, Step
 from flows.inspect import print_verdict, read_verdict
 from flows.pipeline import pipeline
 from flows.plan import Plan, load
-from flows.server import prepare, temporary
+from flows.server import prepare, shown, temporary
 from tasks.channels import channel, promote
 from tasks.core.errors import GateError, SpecError
 from tasks.core.store import Artifact
@@ -28,10 +30,11 @@ def execute(
     steps = look(plan)
     if stage is not None and stage not in steps:
         raise SpecError(f"{stage}: the plan has no such stage; it has {', '.join(steps)}")
-    if stage is None and not record and up_to_date(plan, steps):
+    console = Console(stderr=True, highlight=False) if json_output else out()  # for machines, standard output holds JSON alone
+    if stage is None and not record and up_to_date(plan, steps, console=console):
         result = "up to date"
     else:
-        run_flow(plan, stage)
+        run_flow(plan, stage, console=console)
         steps = look(plan)
         result = "released"
     _tell(plan, steps, result, time.monotonic() - started, json_output=json_output)
@@ -44,12 +47,12 @@ def look(plan: Plan) -> dict[str, Step]:
     return {step.name: step for step in explained.steps}
 
 
-def up_to_date(plan: Plan, steps: dict[str, Step]) -> bool:
+def up_to_date(plan: Plan, steps: dict[str, Step], *, console: Console) -> bool:
     """Whether the store alone can answer.  Raises GateError if its answer is that a gate said no."""
     missing = [name for name, step in steps.items() if step.artifact is None]
     verdict = steps["verdict"].artifact
     if missing == ["release"] and verdict is not None and (no := refusal(verdict.path)):
-        print_verdict(out(), verdict)
+        print_verdict(console, verdict)
         raise GateError(f"{plan.name}: {no}")
     if missing:
         return False
@@ -59,11 +62,10 @@ def up_to_date(plan: Plan, steps: dict[str, Step]) -> bool:
     return True
 
 
-def run_flow(plan: Plan, stage: str | None) -> None:
-    """Run the plan as a Prefect flow in this process, shown in the terminal."""
+def run_flow(plan: Plan, stage: str | None, *, console: Console) -> None:
+    """Run the plan as a Prefect flow in this process, shown on `console`."""
     server = prepare(plan.store.root)
-    console = out()
-    where = f"recorded at {server.removesuffix('/api')}" if server else "no server runs, so a temporary one records it"
+    where = f"recorded at {shown(server).removesuffix('/api')}" if server else "no server runs, so a temporary one records it"
     console.print(f"[bold]{plan.name}[/bold]  store {plan.store.root}  ({where})")
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # being ended politely is an interrupt too
     os.environ["PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL"] = (

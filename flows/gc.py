@@ -7,7 +7,8 @@ from pathlib import Path
 
 from flows.console import out
 from tasks.channels import channels, history
-from tasks.core.files import locked, remove, tree
+from tasks.core.errors import DataError
+from tasks.core.files import held, locked, remove, tree
 from tasks.core.lineage import Trace, trace
 from tasks.core.store import MANIFEST, Artifact, Store
 
@@ -47,7 +48,9 @@ def _needed(store: Store) -> set[str]:
     last: dict[str, list[str]] = {}
     for record in sorted(store.folder("runs").glob("*.json"), key=lambda file: file.stat().st_mtime):
         fields = json.loads(record.read_text())
-        last[fields["plan"]["name"]] = [step["artifact"] for step in fields.get("steps", {}).values() if step["artifact"]]
+        refs = [step["artifact"] for step in fields.get("steps", {}).values() if step["artifact"]]
+        whole = fields["status"] == "completed"  # a failed or lost run names only what it got to: it adds, and replaces nothing
+        last[fields["plan"]["name"]] = refs if whole else [*last.get(fields["plan"]["name"], []), *refs]
     for ref in {ref for refs in last.values() for ref in refs}:
         if artifact := store.find(*ref.split("/", 1)):
             roots.append(artifact)
@@ -66,6 +69,8 @@ def _needed(store: Store) -> set[str]:
 
 def collect(store: Store, *, dry_run: bool, keep_days: float, json_output: bool) -> None:
     """Delete the waste, or with `dry_run` only list it."""
+    if not dry_run and (busy := [lock.stem for lock in store.folder("runs").glob("*.lock") if held(lock)]):
+        raise DataError(f"{store.root}: run {busy[0]} is going on and may need what looks like waste; wait for it")
     found = waste(store, keep_days=keep_days)
     if not dry_run:
         for item in found:

@@ -160,15 +160,15 @@ def roll_back(store: Store, name: str, why: str) -> None:
 
 
 def export(store: Store, name: str, folder: Path) -> None:
-    """Copy a release's model and card into a new folder, every byte checked."""
+    """Copy a release's model and card into a new folder: the very bytes that were judged."""
+    from tasks.channels import released_policy
+
     release = _release(store, name)
     if release.kind != "release":
         raise SpecError(f"{name}: this is of kind {release.kind}; export takes a release or a channel")
     if folder.exists():
         raise SpecError(f"{folder}: exists already; name a new folder")
-    policy = store.at("policy/" + json.loads((release.path / "release.json").read_text())["policy"]["key"])
-    if damage := policy.damage(deep=True):
-        raise DataError(f"{policy.path}: {damage}; run the plan again and it is rebuilt")
+    policy = released_policy(store, release)
     model = policy.path / "model"
     if not model.is_dir():
         raise SpecError(f"{policy.path}: only adapters, no merged model; add a merge to the plan")
@@ -206,6 +206,7 @@ def doctor(*, json_output: bool) -> None:
 
     from flows.plan import models_folder
     from flows.server import running
+    from flows.server import shown as shown_url
 
     found["python"] = platform.python_version()
     for package in (
@@ -230,9 +231,8 @@ def doctor(*, json_output: bool) -> None:
     found["model cache"] = str(models_folder())
     store = Path(os.environ.get("ALIGN_STORE") or "store").absolute()
     found["store"] = f"{store}, {shutil.disk_usage(store if store.exists() else Path.cwd()).free / 2**30:.0f} GiB free"
-    found["server"] = (
-        os.environ.get("PREFECT_API_URL") or running(store) or "none: a temporary one is used; `align ui` starts one"
-    )
+    url = os.environ.get("PREFECT_API_URL") or running(store)
+    found["server"] = shown_url(url) if url else "none: a temporary one is used; `align ui` starts one"
     if json_output:
         echo_json(found)
         return

@@ -7,19 +7,21 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 import urllib.error
 import urllib.request
 from collections.abc import Generator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 from flows.reap import reap
 from tasks.core.errors import MachineError
-from tasks.core.files import write_json
+from tasks.core.files import locked, write_json
 from tasks.core.launch import tied
 from tasks.core.secrets import redact
 
+_STARTING = Path(tempfile.gettempdir()) / f"alignflow-server-{os.getuid()}.lock"
 _DEFAULTS = {
     "DO_NOT_TRACK": "1",
     "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
@@ -47,7 +49,7 @@ def prepare(store: Path) -> str | None:
     if url := os.environ.get("PREFECT_API_URL"):
         if not healthy(url):
             raise MachineError(
-                f"{_shown(url)}: no Prefect server answers at PREFECT_API_URL; start it, or unset the variable to run without"
+                f"{shown(url)}: no Prefect server answers at PREFECT_API_URL; start it, or unset the variable to run without"
             )
     elif (url := running(store)) is None:
         return None
@@ -116,12 +118,13 @@ def serve(store: Path, port: int, database: str | None) -> None:
     try:
         with _server(store, port, database) as (process, url):
             write_json(_note(store), {"url": url, "pid": process.pid})
-            print(f"Prefect UI at http://127.0.0.1:{port}   (store {store}; Ctrl-C stops it; log {_log(store)})", flush=True)  # noqa: T201
+            where = f"store {store}; Ctrl-C stops it; log {_log(store, port)}"
+            print(f"Prefect UI at http://127.0.0.1:{port}   ({where})", flush=True)  # noqa: T201
             while process.poll() is None:
                 reap(store, url)
                 with suppress(subprocess.TimeoutExpired):
                     process.wait(_REAP_SECONDS)
-            raise MachineError(f"the Prefect server ended by itself, exit {process.returncode} (see {_log(store)})")
+            raise MachineError(f"the Prefect server ended by itself, exit {process.returncode} (see {_log(store, port)})")
     except KeyboardInterrupt:
         pass
     finally:
@@ -146,18 +149,28 @@ def _server(store: Path, port: int, database: str | None) -> "Generator[tuple[su
         environment["PREFECT_SERVER_DATABASE_CONNECTION_URL"] = driver + slashes + rest
     store.mkdir(parents=True, exist_ok=True)
     command = [sys.executable, "-P", "-m", "prefect", "server", "start", "--host", "127.0.0.1", "--port", str(port)]
-    with _log(store).open("w") as file:
+    with ExitStack() as starting:
+        starting.enter_context(locked(_STARTING))  # two servers at once would both write a new database
+        file = starting.enter_context(_log(store, port).open("w"))
         process = subprocess.Popen(tied(command), env=environment, stdout=file, stderr=subprocess.STDOUT, start_new_session=True)
+        try:
+            _wait(process, url, _log(store, port))
+        except BaseException:
+            _end(process)
+            raise
     try:
-        _wait(process, url, _log(store))
         yield process, url
     finally:
-        process.terminate()
-        try:
-            process.wait(15)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
+        _end(process)
+
+
+def _end(process: "subprocess.Popen[bytes]") -> None:
+    process.terminate()
+    try:
+        process.wait(15)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
 
 
 def _claim(port: int) -> None:
@@ -170,14 +183,14 @@ def _claim(port: int) -> None:
             raise MachineError(f"127.0.0.1:{port}: {(error.strerror or 'taken').lower()}; take another --port") from error
 
 
-def _shown(url: str) -> str:
+def shown(url: str) -> str:
     """`url` without the user and password it may hold."""
     scheme, slashes, rest = url.partition("://")
     return scheme + slashes + rest.rpartition("@")[2]
 
 
-def _log(store: Path) -> Path:
-    return store / ".server.log"
+def _log(store: Path, port: int) -> Path:
+    return store / f".server-{port}.log"
 
 
 def _wait(process: "subprocess.Popen[bytes]", url: str, log: Path, seconds: float = 180) -> None:

@@ -62,7 +62,7 @@ def promote(store: Store, channel: str, release: Artifact, *, why: str = "", aga
         known = _read(store, channel)
         if any(move.release == release.key for move in known.history) and (not again or known.standing[-1:] == [release.key]):
             return False
-        _refuse_damaged(store, release)
+        released_policy(store, release)
         _write(store, known, _move("promote", release.key, release.digest, why))
     return True
 
@@ -75,7 +75,7 @@ def rollback(store: Store, channel: str, *, why: str = "") -> str:
             there = f"only release {known.standing[0][:12]}" if known.standing else "no release"
             raise DataError(f"{channel}: {there} is in this channel, so there is nothing to go back to")
         release = store.at(f"release/{known.standing[-2]}")
-        _refuse_damaged(store, release)
+        released_policy(store, release)
         _write(store, known, _move("rollback", release.key, release.digest, why))
     return release.key
 
@@ -98,7 +98,8 @@ def channels(store: Store) -> list[str]:
     return sorted(path.stem for path in store.folder("channels").glob("[a-z0-9]*.json"))
 
 
-def _refuse_damaged(store: Store, release: Artifact) -> None:
+def released_policy(store: Store, release: Artifact) -> Artifact:
+    """The policy of `release`.  Raises DataError if either is damaged, or the policy is not the one that was judged."""
     if damage := release.damage(deep=True):
         raise DataError(f"release {release.key[:12]}: {damage}, so it is not used; `align rerun release PLAN` builds it again")
     record = json.loads((release.path / "release.json").read_text(encoding="utf-8"))["policy"]
@@ -109,6 +110,7 @@ def _refuse_damaged(store: Store, release: Artifact) -> None:
     if damage:
         where = f"policy {policy.key[:12]} of release {release.key[:12]}"
         raise DataError(f"{where}: {damage}, so it is not used; `align rerun {policy.stage} PLAN` builds it again")
+    return policy
 
 
 def _move(action: Literal["promote", "rollback"], release: str, digest: str, why: str) -> Move:

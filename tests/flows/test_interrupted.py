@@ -61,3 +61,12 @@ def test_two_runs_at_once_train_each_artifact_once(tmp_path, prefect_server):
     one, two = map(ended, printed)
     for stage in ("sft", "reward", "dpo", "merge", "scores-base"):
         assert sorted([one[stage], two[stage]]) == ["built", "cached"], stage
+
+
+def test_without_a_server_two_runs_at_once_complete_and_json_is_all_that_is_printed(tmp_path):
+    smoke = write_smoke(tmp_path / "smoke", None)
+    both = [smoke.start("run", "plan.yaml", "--json") for _ in range(2)]
+    printed = [json.loads(process.communicate(timeout=540)[0]) for process in both]
+    assert [process.returncode for process in both] == [0, 0]
+    assert printed[0]["release"] == printed[1]["release"] == printed[0]["points_to"]
+    assert printed[0]["verdict"]["verdict"] == "pass"

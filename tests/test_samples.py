@@ -1,0 +1,46 @@
+"""The sample data keep what their README promises."""
+
+import json
+import re
+from pathlib import Path
+
+SAMPLES = Path(__file__).parents[1] / "datasets" / "samples"
+
+
+def rows(name):
+    return [json.loads(line) for line in (SAMPLES / f"{name}.jsonl").read_text(encoding="utf-8").splitlines()]
+
+
+def plain(text):
+    return re.sub(r"\W+", " ", text.lower()).strip()
+
+
+def test_counts_ids_kinds_and_languages():
+    counts = {name: len(rows(name)) for name in ("instructions", "preferences", "prompts", "text")}
+    assert counts == {"instructions": 400, "preferences": 500, "prompts": 120, "text": 80}
+    for name in counts:
+        assert len({row["id"] for row in rows(name)}) == counts[name]
+    for name in ("instructions", "preferences", "prompts"):
+        assert len({row["task"] for row in rows(name)}) == 12
+        assert 0.05 <= sum(row["task"] == "chinese" for row in rows(name)) / counts[name] <= 0.15
+
+
+def test_length_alone_does_not_give_the_better_answer_away():
+    pairs = rows("preferences")
+    assert all(len(row["chosen"]) != len(row["rejected"]) for row in pairs)
+    assert 0.45 <= sum(len(row["chosen"]) > len(row["rejected"]) for row in pairs) / len(pairs) <= 0.55
+
+
+def test_no_prompt_is_there_twice_nor_in_what_is_trained_on():
+    asked = [plain(row["messages"][-2]["content"]) for row in rows("instructions") if len(row["messages"]) == 2]
+    preferred = [plain(row["prompt"]) for row in rows("preferences")]
+    measured = [plain(row["prompt"]) for row in rows("prompts")]
+    for prompts in (asked, preferred, measured):
+        assert len(set(prompts)) == len(prompts)
+    assert not set(measured) & (set(asked) | set(preferred))
+
+
+def test_no_preferred_answer_opens_with_filler():
+    opening = re.compile(r"(sure|great question|certainly|of course|as an ai|well,|absolutely)\b", re.IGNORECASE)
+    assert [row["id"] for row in rows("preferences") if opening.match(row["chosen"])] == []
+    assert sum(bool(opening.match(row["rejected"])) for row in rows("preferences")) > 50
