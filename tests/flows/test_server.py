@@ -91,7 +91,7 @@ def test_it_listens_on_loopback_alone_keeps_its_password_to_itself_and_ends_when
         with pytest.raises(urllib.error.HTTPError, match="401"):
             urllib.request.urlopen(f"http://127.0.0.1:{port}/api/admin/version")
         assert "already; open" in failing(tmp_path, port)
-        assert str(tmp_path / "store" / ".server.log") in log.read_text()
+        assert str(tmp_path / "store" / f".server-{port}.log") in log.read_text()
     assert process.returncode == 0
     assert not alive(server)
     assert not (tmp_path / "store" / ".server.json").exists()
@@ -124,10 +124,11 @@ def test_a_port_that_another_program_has_is_one_sentence(tmp_path):
 
 def test_a_database_that_is_not_there_is_one_sentence_with_the_log_and_without_the_password(tmp_path, free_port):
     url = f"postgresql+asyncpg://team:hunter2hunter2@127.0.0.1:{free_port()}/align"
-    said = failing(tmp_path, free_port(), ALIGN_DATABASE=url)
+    port = free_port()
+    said = failing(tmp_path, port, ALIGN_DATABASE=url)
     assert said.startswith("MachineError: the Prefect server did not start: ")
     assert said.count("\n") == 1
-    log = tmp_path / "store" / ".server.log"
+    log = tmp_path / "store" / f".server-{port}.log"
     assert f"(see {log})" in said
     assert "hunter2hunter2" not in said + log.read_text()
 
