@@ -47,7 +47,8 @@ def run_child(job: str, spec: Spec, inputs: Inputs, out: Path, run: Run) -> Metr
     work = run.work
     execution = run.execution.model_dump()
     if (used := work / MICRO_BATCH).exists():
-        execution["micro_batch"] = int(used.read_text())
+        # what an earlier attempt could hold; a plan that asks for less since then is heard
+        execution["micro_batch"] = min(int(used.read_text()), run.execution.micro_batch or sys.maxsize)
     write_json(
         work / "job.json",
         {

@@ -166,3 +166,11 @@ launch.run_child("job", Nothing(), {{}}, Path("out"), Run(Path({str(tmp_path)!r}
     os.kill(parent, signal.SIGKILL)
     os.waitpid(parent, 0)
     assert gone(int(pid.read_text()))
+
+
+def test_a_plan_that_asks_for_a_smaller_micro_batch_is_heard_after_a_killed_attempt(child):
+    (child.work / "micro_batch").write_text("8")
+    script = "print(json.loads(Path('job.json').read_text())['execution']['micro_batch']); Path('metrics.json').write_text('{}')"
+    child(script, micro_batch=2)
+    child(script)
+    assert child.log == ["2", "8"]
