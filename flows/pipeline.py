@@ -15,7 +15,6 @@ from tasks.generate import ANSWERS
 from tasks.judge import VERDICT
 from tasks.measure import METRICS, REWARDS, SCORES
 from tasks.merge import MERGE
-from tasks.methods import METHODS
 from tasks.release import RELEASE
 from tasks.train import DPO, REWARD, SFT
 
@@ -39,8 +38,7 @@ def pipeline(plan: Plan, build: Build) -> None:
     sft = build(SFT, plan.sft, {"policy": base, "data": instructions})
     reward_model = build(REWARD, plan.reward, {"policy": sft, "data": preferences})
     dpo = build(DPO, plan.policy, {"policy": sft, "data": preferences})
-    adapters = any(METHODS[method.name].adapter for method in (plan.sft.method, plan.policy.method))
-    policy = build(MERGE, plan.merge, {"policy": dpo, "prompts": prompts}) if adapters else dpo
+    policy = build(MERGE, plan.merge, {"policy": dpo, "prompts": prompts}) if plan.merges else dpo
 
     models = {"candidate": policy, "parent": sft, "base": base}
     compared = {who: models[who] for who in plan.subjects()}

@@ -14,6 +14,7 @@ from pydantic_core import ErrorDetails
 from evals.estimates import METRICS
 from evals.gates import Gate
 from tasks.base import BaseSpec, base_request
+from tasks.chain import check_merge, follow, same_shape
 from tasks.core.build import Workshop
 from tasks.core.contract import Execution
 from tasks.core.errors import SpecError
@@ -25,7 +26,6 @@ from tasks.judge import VerdictSpec
 from tasks.measure import MetricsSpec, RewardsSpec, ScoresSpec
 from tasks.merge import MergeSpec
 from tasks.methods import METHODS as METHOD_ROWS
-from tasks.methods import follow
 from tasks.reading.spec import SourceEntry
 from tasks.release import ReleaseSpec
 from tasks.train import DpoSpec, RewardSpec, SftSpec
@@ -159,6 +159,7 @@ class Plan(Part):
     reward: RewardSpec
     policy: DpoSpec
     merge: MergeSpec = MergeSpec()
+    """how the policy becomes one plain model; one whose method cannot be merged stays an adapter"""
     evaluation: EvaluationPlan = EvaluationPlan()
     gates: tuple[Gate, ...] = Field(min_length=1)
     seed: int = Field(default=0, ge=0)
@@ -174,12 +175,19 @@ class Plan(Part):
         sft = self.sft.method
         row = METHOD_ROWS[sft.name]
         for where, method in (("reward", self.reward.method), ("policy", self.policy.method)):
-            same = method.model_dump(exclude={"dropout"}) == sft.model_dump(exclude={"dropout"})
             try:
-                follow(row.quantised, row.adapter, method, same=same)
+                follow(row.quantised, sft.name if row.adapter else None, method, same=same_shape(method, sft))
             except SpecError as error:
                 raise ValueError(f"{where}: {error}") from error
+        if "merge" in self.model_fields_set:
+            check_merge(self.policy.method)
         return self
+
+    @property
+    def merges(self) -> bool:
+        """Whether the policy is merged before it is measured: there is an adapter, and it can be."""
+        rows = [METHOD_ROWS[method.name] for method in (self.sft.method, self.policy.method)]
+        return rows[-1].merges_into is not None and any(row.adapter for row in rows)
 
     def subjects(self) -> list[str]:
         """Whose answers and scores the gates need: the candidate, its parent (its reference), and what gates compare with."""
@@ -292,7 +300,7 @@ def _sentence(detail: ErrorDetails) -> str:
 
 def _is_tag(part: int | str) -> bool:
     """Whether pydantic put the chosen member of a union into the location."""
-    return part in ("full", "lora", "qlora")
+    return part in METHOD_ROWS
 
 
 def _fields(location: tuple[int | str, ...]) -> list[str]:

@@ -1,18 +1,21 @@
-"""Fine-tuning methods: how weights are made trainable.  A spec each, one row each in METHODS; imports no torch.
+"""Fine-tuning methods: how weights are made trainable.  A spec and a row in METHODS each; imports no torch.
 
-A new method is one spec here, one row here, and one builder in `tasks/training/adapters.py`.
+A new method is a spec and a row here, a builder in `tasks/training/methods`, and a line in the matrix of
+`tests/training/test_matrix.py`, which then trains, saves, reloads, merges and resumes it.  What may follow what: `tasks/chain.py`.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Annotated, Literal, TypeAlias
+from dataclasses import dataclass, field
+from typing import Annotated, Literal, TypeAlias, get_args
 
 from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt, field_validator
 
-from tasks.core.errors import SpecError
 from tasks.core.spec import Spec
 
-StageName: TypeAlias = Literal["sft", "reward", "dpo"]
+StageName: TypeAlias = Literal["pretrain", "sft", "reward", "dpo", "task"]
+"""what can be trained: plain text, answers, a reward head, preferences, a task head"""
+STAGES: tuple[StageName, ...] = get_args(StageName)
+Architecture: TypeAlias = Literal["decoder", "encoder", "encoder-decoder"]
 
 
 class Full(Spec):
@@ -20,6 +23,26 @@ class Full(Spec):
 
     name: Literal["full"] = "full"
     """the method"""
+
+
+class Head(Spec):
+    """Train a new head on frozen features."""
+
+    name: Literal["head"] = "head"
+    """the method"""
+
+
+class Bottleneck(Spec):
+    """Train two small modules per layer, after attention and after the feed-forward part, and the layer norms (Houlsby)."""
+
+    name: Literal["bottleneck"] = "bottleneck"
+    """the method"""
+    size: PositiveInt = 64
+    """inner width of a module"""
+    activation: Literal["gelu", "relu", "silu"] = "gelu"
+    """between down and up"""
+    norms: bool = True
+    """train the layer norms too, as the paper does"""
 
 
 class _LowRank(Spec):
@@ -56,7 +79,142 @@ class Qlora(_LowRank):
     """the method"""
 
 
-Method: TypeAlias = Annotated[Full | Lora | Qlora, Field(discriminator="name")]
+class Dora(_LowRank):
+    """LoRA that trains direction and magnitude of each weight apart."""
+
+    name: Literal["dora"] = "dora"
+    """the method"""
+
+
+class LoraPlus(_LowRank):
+    """LoRA whose B learns faster than A."""
+
+    name: Literal["lora_plus"] = "lora_plus"
+    """the method"""
+    ratio: PositiveFloat = 16.0
+    """learning rate of B over that of A"""
+
+
+class RsLora(_LowRank):
+    """LoRA scaled by alpha / sqrt(rank), so that high ranks learn."""
+
+    name: Literal["rslora"] = "rslora"
+    """the method"""
+    alpha: PositiveFloat = 16.0
+    """updates are scaled by alpha / sqrt(rank)"""
+
+
+class Pissa(_LowRank):
+    """LoRA started from the principal singular vectors of each weight."""
+
+    name: Literal["pissa"] = "pissa"
+    """the method"""
+    alpha: PositiveFloat = 16.0
+    """updates are scaled by alpha / rank"""
+
+
+class Olora(_LowRank):
+    """LoRA started from the QR decomposition of each weight."""
+
+    name: Literal["olora"] = "olora"
+    """the method"""
+    alpha: PositiveFloat = 16.0
+    """updates are scaled by alpha / rank"""
+
+
+class Loftq(_LowRank):
+    """QLoRA whose update starts as what quantisation lost of each weight."""
+
+    name: Literal["loftq"] = "loftq"
+    """the method"""
+
+
+class PromptTuning(Spec):
+    """Train vectors put before the input's embeddings."""
+
+    name: Literal["prompt_tuning"] = "prompt_tuning"
+    """the method"""
+    length: PositiveInt = 20
+    """vectors"""
+    init: Literal["vocabulary", "text", "random"] = "vocabulary"
+    """start from embeddings of sampled words, from those of `text`, or from uniform noise"""
+    text: str = "Answer the request well:"
+    """for init text: repeated or cut to `length` tokens"""
+
+
+class PTuning(Spec):
+    """Train vectors put before the input's embeddings, computed by a small network that is dropped afterwards (v1)."""
+
+    name: Literal["p_tuning"] = "p_tuning"
+    """the method"""
+    length: PositiveInt = 20
+    """vectors"""
+    encoder: Literal["mlp", "lstm"] = "mlp"
+    """the network"""
+    hidden: PositiveInt = 128
+    """its inner width"""
+
+
+class PrefixTuning(Spec):
+    """Train keys and values put before every layer's own, computed by an MLP that is dropped afterwards."""
+
+    name: Literal["prefix_tuning"] = "prefix_tuning"
+    """the method"""
+    length: PositiveInt = 20
+    """keys and values per layer"""
+    hidden: PositiveInt = 512
+    """inner width of the MLP"""
+
+
+class PTuningV2(Spec):
+    """Train keys and values put before every layer's own, directly."""
+
+    name: Literal["p_tuning_v2"] = "p_tuning_v2"
+    """the method"""
+    length: PositiveInt = 20
+    """keys and values per layer"""
+
+
+class Ia3(Spec):
+    """Train three scaling vectors per layer: keys, values, inner feed-forward activation."""
+
+    name: Literal["ia3"] = "ia3"
+    """the method"""
+
+
+class BitFit(Spec):
+    """Train the bias terms only; a model without any gets zero biases on its linear layers."""
+
+    name: Literal["bitfit"] = "bitfit"
+    """the method"""
+
+
+class LayerNormTuning(Spec):
+    """Train the layer norms only."""
+
+    name: Literal["layer_norm"] = "layer_norm"
+    """the method"""
+
+
+class MoeExperts(Spec):
+    """Train the experts of a mixture-of-experts model, and nothing else."""
+
+    name: Literal["moe_experts"] = "moe_experts"
+    """the method"""
+
+
+class MoeRouter(Spec):
+    """Train the router of a mixture-of-experts model, and nothing else."""
+
+    name: Literal["moe_router"] = "moe_router"
+    """the method"""
+
+
+AnyMethod: TypeAlias = (
+    Full | Head | Bottleneck | Lora | Qlora | Dora | LoraPlus | RsLora | Pissa | Olora | Loftq
+    | PromptTuning | PTuning | PrefixTuning | PTuningV2 | Ia3 | BitFit | LayerNormTuning | MoeExperts | MoeRouter
+)  # fmt: skip
+Method: TypeAlias = Annotated[AnyMethod, Field(discriminator="name")]
 
 
 @dataclass(frozen=True)
@@ -66,82 +224,218 @@ class MethodRow:
     spec: type[Spec]
     meaning: str
     """one line for a table"""
-    paper: str
+    source: str
     """where it was published"""
     learning_rate: Mapping[StageName, float]
     """default per stage; a stage that is missing here is not supported"""
     merges_into: Literal["is the model", "base", "de-quantised base"] | None
     """what its weights can be added to, so that a plain model results"""
+    keeps: str = ""
+    """for one that merges into nothing: why, as half a sentence"""
+    refuses: Mapping[StageName, str] = field(default_factory=dict[StageName, str])
+    """why a stage is not supported"""
+    architectures: tuple[Architecture, ...] = ("decoder", "encoder", "encoder-decoder")
+    """models it works on"""
     quantised: bool = False
     """needs its base in 4 bits"""
     adapter: bool = True
     """kept in a folder of its own beside the base"""
-    continues: bool = True
-    """a later stage of the same method and shape can go on training the same adapter"""
+    checkpointing: bool = True
+    """works with gradient checkpointing"""
 
     def describe(self) -> dict[str, str]:
         """The row as a table shows it."""
-        rates = ", ".join(f"{stage} {rate:g}" for stage, rate in self.learning_rate.items())
-        return {"trains": self.meaning, "merges into": self.merges_into or "-", "learning rate": rates, "source": self.paper}
+        stages = "all" if len(self.learning_rate) == len(STAGES) else ", ".join(self.learning_rate)
+        rates = {stage: f"{rate:g}" for stage, rate in self.learning_rate.items()}
+        shown = f"{rates.get('sft', rates['reward'])}" + (f", dpo {rates['dpo']}" if "dpo" in rates else "")
+        return {
+            "trains": self.meaning,
+            "stages": stages,
+            "learning rate": shown,
+            "merges into": self.merges_into or "-",
+            "source": self.source,
+        }
 
+
+def _rates(sft: float, dpo: float | None = None) -> dict[StageName, float]:
+    """Rates of every stage from those of SFT and DPO; without the latter, a tenth."""
+    return {"pretrain": sft, "sft": sft, "reward": sft, "dpo": dpo or sft / 10, "task": sft}
+
+
+_NO_LM_HEAD = "it trains nothing but a new head, and a language model keeps its own"
+_NO_LORA_HEAD: dict[StageName, str] = {"pretrain": _NO_LM_HEAD, "sft": _NO_LM_HEAD, "dpo": _NO_LM_HEAD}
+_SOFT = "its vectors are part of the input, not of a weight"
+_PREFIX = "its keys and values belong to no token, so no weight yields them"
 
 METHODS: dict[str, MethodRow] = {
     "full": MethodRow(
         Full,
         "every weight; the most memory, the reference for quality",
         "-",
-        {"sft": 2e-5, "reward": 1e-5, "dpo": 1e-6},
+        {"pretrain": 2e-5, "sft": 2e-5, "reward": 1e-5, "dpo": 1e-6, "task": 2e-5},
         merges_into="is the model",
         adapter=False,
+    ),
+    "head": MethodRow(
+        Head,
+        "a new head on frozen features; a lower bound",
+        "-",
+        {"reward": 1e-3, "task": 1e-3},
+        merges_into=None,
+        keeps="its head is no change of a weight",
+        refuses=_NO_LORA_HEAD,
+    ),
+    "bottleneck": MethodRow(
+        Bottleneck,
+        "two small modules in each layer, and the layer norms",
+        "arXiv:1902.00751",
+        _rates(5e-4),
+        merges_into=None,
+        keeps="its modules are not linear; they stay in the model and cost time in use",
     ),
     "lora": MethodRow(
         Lora,
         "a low-rank update of each linear layer; about 1-3 % of the weights",
         "arXiv:2106.09685",
-        {"sft": 2e-4, "reward": 2e-4, "dpo": 2e-5},
+        _rates(2e-4),
         merges_into="base",
     ),
     "qlora": MethodRow(
         Qlora,
         "LoRA on a base in 4 bits; the least memory, slower",
         "arXiv:2305.14314",
-        {"sft": 2e-4, "reward": 2e-4, "dpo": 2e-5},
+        _rates(2e-4),
         merges_into="de-quantised base",
         quantised=True,
+    ),
+    "dora": MethodRow(
+        Dora,
+        "as LoRA, with a magnitude of its own for each output",
+        "arXiv:2402.09353",
+        _rates(2e-4),
+        merges_into="base",
+    ),
+    "lora_plus": MethodRow(
+        LoraPlus,
+        "as LoRA; B learns 16 times as fast as A",
+        "arXiv:2402.12354",
+        _rates(5e-5),
+        merges_into="base",
+    ),
+    "rslora": MethodRow(
+        RsLora,
+        "as LoRA, scaled by alpha / sqrt(rank): for high ranks",
+        "arXiv:2312.03732",
+        _rates(1e-4),
+        merges_into="base",
+    ),
+    "pissa": MethodRow(
+        Pissa,
+        "as LoRA, started from the largest singular vectors of each weight",
+        "arXiv:2404.02948",
+        _rates(1e-4),
+        merges_into="base",
+    ),
+    "olora": MethodRow(
+        Olora,
+        "as LoRA, started from the QR decomposition of each weight",
+        "arXiv:2406.01775",
+        _rates(1e-4),
+        merges_into="base",
+    ),
+    "loftq": MethodRow(
+        Loftq,
+        "as QLoRA, started from what quantisation lost",
+        "arXiv:2310.08659",
+        _rates(2e-4),
+        merges_into="de-quantised base",
+        quantised=True,
+    ),
+    "prompt_tuning": MethodRow(
+        PromptTuning,
+        "vectors before the input; almost no weights, wants a large model",
+        "arXiv:2104.08691",
+        _rates(1e-2),
+        merges_into=None,
+        keeps=_SOFT,
+    ),
+    "p_tuning": MethodRow(
+        PTuning,
+        "vectors before the input, made by a network that is dropped afterwards",
+        "arXiv:2103.10385",
+        _rates(1e-3),
+        merges_into=None,
+        keeps=_SOFT,
+    ),
+    "prefix_tuning": MethodRow(
+        PrefixTuning,
+        "keys and values before those of each layer, made by an MLP that is dropped afterwards",
+        "arXiv:2101.00190",
+        _rates(1e-3),
+        merges_into=None,
+        keeps=_PREFIX,
+        checkpointing=False,
+    ),
+    "p_tuning_v2": MethodRow(
+        PTuningV2,
+        "keys and values before those of each layer, trained directly",
+        "arXiv:2110.07602",
+        _rates(1e-2),
+        merges_into=None,
+        keeps=_PREFIX,
+        checkpointing=False,
+    ),
+    "ia3": MethodRow(
+        Ia3,
+        "three scaling vectors in each layer; far below 0.1 % of the weights",
+        "arXiv:2205.05638",
+        _rates(3e-3),
+        merges_into="base",
+    ),
+    "bitfit": MethodRow(
+        BitFit,
+        "the biases; below 0.1 % of the weights",
+        "arXiv:2106.10199",
+        _rates(1e-3),
+        merges_into="base",
+    ),
+    "layer_norm": MethodRow(
+        LayerNormTuning,
+        "the layer norms; a few thousand weights",
+        "arXiv:2312.11420",
+        _rates(1e-3),
+        merges_into="base",
+    ),
+    "moe_experts": MethodRow(
+        MoeExperts,
+        "the experts of a mixture-of-experts model",
+        "-",
+        {"pretrain": 2e-5, "sft": 2e-5, "reward": 1e-5, "dpo": 1e-6, "task": 2e-5},
+        merges_into="is the model",
+        adapter=False,
+        architectures=("decoder",),
+    ),
+    "moe_router": MethodRow(
+        MoeRouter,
+        "the router of a mixture-of-experts model",
+        "-",
+        {"pretrain": 1e-4, "sft": 1e-4, "reward": 1e-4, "dpo": 1e-5, "task": 1e-4},
+        merges_into="is the model",
+        adapter=False,
+        architectures=("decoder",),
     ),
 }
 
 
-def learning_rate(stage: StageName, method: Full | Lora | Qlora) -> float:
+def learning_rate(stage: StageName, method: AnyMethod) -> float:
     """The default of `method` in `stage`."""
     check_stage(stage, method)
     return METHODS[method.name].learning_rate[stage]
 
 
-def check_stage(stage: StageName, method: Full | Lora | Qlora) -> None:
+def check_stage(stage: StageName, method: AnyMethod) -> None:
     """Raise ValueError if `method` cannot train `stage`."""
-    if stage not in METHODS[method.name].learning_rate:
-        able = ", ".join(name for name, row in METHODS.items() if stage in row.learning_rate)
-        raise ValueError(f"method {method.name} cannot train {stage}; use one of {able}")
-
-
-def follow(quantised: bool, adapters: bool, method: Full | Lora | Qlora, *, same: bool) -> Literal["continue", "fresh"]:
-    """How `method` trains on top of a policy: go on with its last adapter, or start on the policy with that merged.
-
-    `quantised`, `adapters`: the policy's base is in 4 bits, it has adapters.  `same`: its last adapter has this method and shape.
-    Raises SpecError where neither would start exactly at that policy.
-    """
     row = METHODS[method.name]
-    if adapters and same and row.continues:
-        return "continue"
-    if quantised and (adapters or not row.quantised):
-        raise SpecError(
-            f"method {method.name}: the policy's base is in 4 bits, and merging its adapter there would change the policy; use "
-            "qlora with the same rank, alpha and targets, or merge the policy first"
-        )
-    if adapters and row.quantised:
-        raise SpecError(
-            f"method {method.name}: this policy was trained on an unquantised base, and quantising it now would change it; train "
-            "SFT with qlora of the same shape too, or merge the policy first"
-        )
-    return "fresh"
+    if stage not in row.learning_rate:
+        able = ", ".join(name for name, other in METHODS.items() if stage in other.learning_rate)
+        raise ValueError(f"method {method.name} cannot train {stage}: {row.refuses[stage]}; use one of {able}")

@@ -1,9 +1,10 @@
 import pytest
 from pydantic import ValidationError
 
+from tasks.chain import check_merge, follow, same_shape
 from tasks.core.contract import Identity
 from tasks.core.errors import SpecError
-from tasks.methods import METHODS, Full, Lora, Qlora, follow
+from tasks.methods import METHODS, STAGES, Full, Lora, PrefixTuning, Qlora
 from tasks.train import SFT, DpoSpec, RewardSpec, SftSpec
 
 
@@ -19,18 +20,27 @@ def test_the_methods_default_rate_is_what_gets_hashed(given):
     assert key(spec) != key(SftSpec(learning_rate=1e-4))
 
 
-def test_every_method_has_a_rate_for_every_stage_it_supports():
-    for name, row in METHODS.items():
-        for spec, stage in ((SftSpec, "sft"), (RewardSpec, "reward"), (DpoSpec, "dpo")):
-            assert spec.model_validate({"method": {"name": name}}).learning_rate == row.learning_rate[stage]
-        assert row.spec.model_fields["name"].default == name
+SPECS = {"sft": SftSpec, "reward": RewardSpec, "dpo": DpoSpec}
 
 
-def test_an_unsupported_stage_is_refused_with_what_to_use_instead(monkeypatch):
-    monkeypatch.setitem(METHODS["full"].learning_rate, "dpo", 1e-6)  # restored afterwards
-    del METHODS["full"].learning_rate["dpo"]
-    with pytest.raises(ValidationError, match="method full cannot train dpo; use one of lora, qlora"):
-        DpoSpec(method=Full())
+@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("stage", SPECS)
+def test_a_method_has_its_own_rate_in_a_stage_or_is_refused_there_with_the_reason(name, stage):
+    row = METHODS[name]
+    assert row.spec.model_fields["name"].default == name
+    asked = {"method": {"name": name}}
+    if stage in row.learning_rate:
+        assert SPECS[stage].model_validate(asked).learning_rate == row.learning_rate[stage]
+    else:
+        with pytest.raises(ValidationError, match=f"method {name} cannot train {stage}: {row.refuses[stage]}; use one of full, "):
+            SPECS[stage].model_validate(asked)
+
+
+def test_every_row_says_what_it_cannot_do():
+    for row in METHODS.values():
+        assert set(row.learning_rate) | set(row.refuses) == set(STAGES)
+        assert bool(row.keeps) == (row.merges_into is None)
+        assert row.adapter or row.merges_into == "is the model"
 
 
 @pytest.mark.parametrize("targets", [["lm_head"], []])
@@ -51,23 +61,43 @@ def test_an_unknown_method_or_field_is_refused():
         SftSpec.model_validate({"method": {"name": "full", "rank": 3}})
 
 
+MERGE_FIRST = "merge the policy first"
+ONLY_ITSELF = "only prefix_tuning of the same shape can go on from there"
+
+
 @pytest.mark.parametrize(
-    ("quantised", "adapters", "method", "same", "how"),
+    ("quantised", "last", "method", "same", "how"),
     [
-        (False, False, Lora(), False, "fresh"),
-        (False, True, Lora(), True, "continue"),
-        (False, True, Lora(), False, "fresh"),
-        (False, True, Full(), False, "fresh"),
-        (False, False, Qlora(), False, "fresh"),
-        (True, True, Qlora(), True, "continue"),
-        (True, True, Qlora(), False, None),
-        (True, True, Full(), False, None),
-        (False, True, Qlora(), False, None),
+        (False, None, Lora(), False, "fresh"),
+        (False, "lora", Lora(), True, "continue"),
+        (False, "lora", Lora(), False, "fresh"),
+        (False, "lora", Full(), False, "fresh"),
+        (False, "bitfit", PrefixTuning(), False, "fresh"),
+        (False, "prefix_tuning", PrefixTuning(), True, "continue"),
+        (False, "prefix_tuning", PrefixTuning(), False, ONLY_ITSELF),
+        (False, "prefix_tuning", Lora(), False, ONLY_ITSELF),
+        (False, None, Qlora(), False, "fresh"),
+        (True, "qlora", Qlora(), True, "continue"),
+        (True, "qlora", Qlora(), False, MERGE_FIRST),
+        (True, "qlora", Full(), False, MERGE_FIRST),
+        (False, "lora", Qlora(), False, MERGE_FIRST),
     ],
 )
-def test_a_stage_starts_exactly_at_the_policy_or_is_refused(quantised, adapters, method, same, how):
-    if how:
-        assert follow(quantised, adapters, method, same=same) == how
+def test_a_stage_starts_exactly_at_the_policy_or_is_refused(quantised, last, method, same, how):
+    if how in ("fresh", "continue"):
+        assert follow(quantised, last, method, same=same) == how
     else:
-        with pytest.raises(SpecError, match="merge the policy first"):
-            follow(quantised, adapters, method, same=same)
+        with pytest.raises(SpecError, match=how):
+            follow(quantised, last, method, same=same)
+
+
+def test_what_cannot_be_merged_is_refused_with_the_reason_and_what_to_use():
+    check_merge(Lora(), Full())
+    with pytest.raises(SpecError, match="prefix_tuning cannot be merged: its keys and values .* or use one of full, lora, qlora"):
+        check_merge(PrefixTuning())
+
+
+def test_the_shape_of_a_method_leaves_dropout_out():
+    assert same_shape(Lora(), Lora(dropout=0.1))
+    assert not same_shape(Lora(), Lora(rank=8))
+    assert not same_shape(Lora(), Qlora())

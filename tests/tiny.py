@@ -6,6 +6,7 @@ import random
 from pathlib import Path
 
 from tasks.core.files import file_digest, tree
+from tasks.methods import METHODS
 from tasks.policy import Base, PolicyRecord, base_path, template_digest, tokenizer_digest, write_record
 
 TEMPLATE = (
@@ -13,7 +14,15 @@ TEMPLATE = (
     "{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"
 )
 WORDS = "red blue green one two three cat dog bird says what is the colour of sky grass yes no maybe please thank you".split()  # noqa: SIM905
-METHOD = {"lora": {"name": "lora", "rank": 4}, "qlora": {"name": "qlora", "rank": 4}, "full": {"name": "full"}}
+_SIZE = {
+    **{name: {"rank": 4} for name in ("lora", "qlora", "dora", "lora_plus", "rslora", "pissa", "olora", "loftq")},
+    "bottleneck": {"size": 4},
+    "prompt_tuning": {"length": 5},
+    "p_tuning": {"length": 5, "hidden": 16},
+    "prefix_tuning": {"length": 5, "hidden": 16},
+    "p_tuning_v2": {"length": 5},
+}
+METHOD = {name: {"name": name, **_SIZE.get(name, {})} for name in METHODS}
 """methods at a size that suits it"""
 
 

@@ -6,42 +6,26 @@ Either way the first forward pass gives exactly the parent policy.
 
 import json
 import shutil
-import warnings
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from peft import LoraConfig, PeftConfig, PeftModel, get_peft_model
+from peft import PeftModel
 from transformers import set_seed
 
+from tasks.chain import follow
 from tasks.core.contract import Run
 from tasks.core.files import write_json
 from tasks.core.spec import Spec, canonical, to_json
-from tasks.methods import METHODS, Lora, Qlora, follow
+from tasks.methods import METHODS, AnyMethod
 from tasks.policy import ADAPTERS, MODEL, TEMPLATE, TOKENIZER_FILES, Link, PolicyRecord, Task, read_record, write_record
 from tasks.train import TrainSpec
-from tasks.training.models import PEFT_TASKS, Loaded, load
+from tasks.training.methods.table import BUILDERS
+from tasks.training.models import Loaded, load
 
 METHOD = "method.json"
 """beside an adapter's weights: the spec of the method that made it"""
-
-
-def _low_rank(method: Lora | Qlora, task: Task) -> PeftConfig:
-    targets = method.targets if isinstance(method.targets, str) else list(method.targets)
-    return LoraConfig(
-        r=method.rank,
-        lora_alpha=method.alpha,  # pyright: ignore[reportArgumentType]  any number will do
-        lora_dropout=method.dropout,
-        target_modules=targets,
-        bias="none",
-        task_type=PEFT_TASKS[task],
-    )
-
-
-BUILDERS: dict[str, Callable[..., PeftConfig]] = {"lora": _low_rank, "qlora": _low_rank}
-"""method name -> `(method, task) -> PeftConfig`, for the methods kept as an adapter"""
 
 
 @dataclass(frozen=True)
@@ -53,7 +37,7 @@ class Start:
     record: PolicyRecord
     how: str
     """continue, fresh or full: how it came from the parent"""
-    method: Spec
+    method: AnyMethod
 
     @property
     def model(self) -> Any:  # noqa: ANN401  transformers and PEFT models
@@ -64,24 +48,22 @@ class Start:
 def start(policy: Path, spec: TrainSpec, run: Run) -> Start:
     """Load `policy` and make it trainable by the method of `spec`.  Raises SpecError where that would not start exactly there."""
     parent = read_record(policy)
-    row = METHODS[spec.method.name]
+    row, builder = METHODS[spec.method.name], BUILDERS[spec.method.name]
     task: Task = "reward" if spec.stage == "reward" else "policy"
-    same = bool(parent.adapters) and parent.chain[-1].method == spec.method.name
-    same = same and _same_shape(policy / ADAPTERS / parent.adapters[-1], spec.method)
-    how = follow(parent.quantization is not None, bool(parent.adapters), spec.method, same=same)
+    last = policy / ADAPTERS / parent.adapters[-1] if parent.adapters else None
+    same = last is not None and _same_shape(last, spec.method)
+    how = follow(parent.quantization is not None, parent.chain[-1].method if last else None, spec.method, same=same)
     set_seed(spec.seed)
     if how == "continue":
         loaded = load(policy, run, task=task, trainable=True, seed=spec.seed)
         _set_dropout(loaded.model, getattr(spec.method, "dropout", 0.0))
         name = parent.adapters[-1]
-    elif row.adapter:
-        loaded = load(policy, run, task=task, merged=bool(parent.adapters), seed=spec.seed, quantised=row.quantised)
-        config = BUILDERS[spec.method.name](spec.method, task)
-        loaded = loaded.replace(get_peft_model(loaded.model, config))
-        name = f"{len(parent.adapters)}-{spec.stage}"
     else:
-        loaded = load(policy, run, task=task, trainable=True, merged=True, seed=spec.seed)
-        name, how = None, "full"
+        merged = bool(parent.adapters)
+        loaded = load(policy, run, task=task, trainable=not row.adapter, merged=merged, seed=spec.seed, quantised=row.quantised)
+        loaded = loaded.replace(builder.wrap(loaded, spec.method, task))
+        name = f"{len(parent.adapters)}-{spec.stage}" if row.adapter else None
+        how = how if row.adapter else "full"
     link = Link(stage=spec.stage, method=spec.method.name, adapter=name)
     update = {"task": task, "chain": (*parent.chain, link), "quantization": "nf4" if row.quantised else None}
     return Start(loaded, policy, parent.model_copy(update=update), how, spec.method)
@@ -109,17 +91,15 @@ def write_model(folder: Path, model: Any, tokenizer_from: Path) -> None:  # noqa
             shutil.copyfile(tokenizer_from / name, folder / name)
 
 
-def write_adapter(folder: Path, model: PeftModel, base: str, method: Spec) -> None:
+def write_adapter(folder: Path, model: PeftModel, base: str, method: AnyMethod) -> None:
     """Write the adapter `default` of `model`; its config names the base by name, and PEFT's model card is left out."""
     draft = folder.with_name(f".{folder.name}")
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # it looks for the base on the hub to see whether the vocabulary was resized
-        model.save_pretrained(str(draft), selected_adapters=["default"], save_embedding_layers=False)
+    BUILDERS[method.name].write(model, draft)
     (draft / "README.md").unlink(missing_ok=True)
     path = draft / "adapter_config.json"
     config = json.loads(path.read_text())
     config["base_model_name_or_path"] = base
-    for name in ("target_modules", "modules_to_save", "exclude_modules"):
+    for name in ("target_modules", "modules_to_save", "exclude_modules", "feedforward_modules"):
         if isinstance(config.get(name), list):
             config[name] = sorted(config[name])  # sets, written in the order of their hashes
     path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")

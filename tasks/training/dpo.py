@@ -22,7 +22,7 @@ from tasks.core.files import write_json
 from tasks.train import DpoSpec
 from tasks.training.adapters import start
 from tasks.training.data import Encoder, encode_pairs, read_rows, schedule
-from tasks.training.fit import Quiet, arguments, cheap_head, fit, full_precision, row_metrics
+from tasks.training.fit import Quiet, able, arguments, cheap_head, fit, full_precision, row_metrics
 from tasks.training.preflight import plan_batches
 
 REFERENCE = "reference.json"
@@ -63,6 +63,7 @@ class _StartsAtReference(TrainerCallback):
 
 def run(spec: DpoSpec, inputs: Inputs, out: Path, run: Run) -> Metrics:
     """Train `inputs["policy"]` on the pairs of `inputs["data"]`, with itself as the reference."""
+    run = able(spec, run)
     begin = start(inputs["policy"], spec, run)
     encoder = Encoder(begin.loaded.tokenizer, begin.model)
     encoded = encode_pairs(encoder, read_rows(inputs["data"], "train"), max_length=spec.max_length)

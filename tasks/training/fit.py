@@ -9,6 +9,7 @@ import resource
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from math import ceil
 from pathlib import Path
 from typing import Any
@@ -21,10 +22,12 @@ from transformers import PrinterCallback, TrainerCallback
 from tasks.core.contract import Metrics, Progress, Run
 from tasks.core.errors import AlignError, SpecError
 from tasks.core.files import write_json
+from tasks.methods import METHODS
 from tasks.train import TrainSpec
 from tasks.training.adapters import Start, trainable_share, write_payload
 from tasks.training.checkpoints import newest_complete
 from tasks.training.data import Encoded
+from tasks.training.methods.table import BUILDERS
 from tasks.training.models import torch_device
 from tasks.training.preflight import HEAD_TOKENS, Batches
 
@@ -61,6 +64,14 @@ class Watch(TrainerCallback):
         if state.is_world_process_zero:
             values = {name: round(float(value), 6) for name, value in logs.items() if name in (*_CURVE_FIELDS, "rewards/margins")}
             self._run.progress(Progress(state.global_step, self._steps, values))
+
+
+def able(spec: TrainSpec, run: Run) -> Run:
+    """`run` without gradient checkpointing where the method cannot have it: more memory, the same result."""
+    if METHODS[spec.method.name].checkpointing or not run.execution.gradient_checkpointing:
+        return run
+    run.log(f"method {spec.method.name} cannot recompute activations, so gradient checkpointing is left off")
+    return replace(run, execution=run.execution.model_copy(update={"gradient_checkpointing": False}))
 
 
 def arguments(config: Callable[..., Any], spec: TrainSpec, run: Run, batches: Batches, **more: object) -> Any:  # noqa: ANN401
@@ -116,6 +127,7 @@ def fit(trainer: Any, begin: Start, batches: Batches, out: Path, run: Run, token
     done = int(checkpoint.name.rpartition("-")[2]) if checkpoint else 0
     trainable, share = trainable_share(begin.model)
     run.log(f"training {trainable:,} weights ({share:.2%}), {batches.steps} steps" + (f", resumed at {done}" if done else ""))
+    trainer.optimizer = BUILDERS[begin.method.name].optimizer(begin.model, begin.method, trainer.args)
     started = time.monotonic()
     trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     seconds = time.monotonic() - started

@@ -18,7 +18,7 @@ from tasks.core.contract import Inputs, Metrics, Run
 from tasks.train import RewardSpec
 from tasks.training.adapters import start
 from tasks.training.data import Encoder, encode_texts, read_rows, schedule
-from tasks.training.fit import Quiet, arguments, fit, full_precision, row_metrics
+from tasks.training.fit import Quiet, able, arguments, fit, full_precision, row_metrics
 from tasks.training.preflight import plan_batches
 
 HELDOUT_ROWS = 64
@@ -31,6 +31,7 @@ class _Reward(Quiet, RewardTrainer):
 
 def run(spec: RewardSpec, inputs: Inputs, out: Path, run: Run) -> Metrics:
     """Train a scalar head, and `inputs["policy"]` under it, on the pairs of `inputs["data"]`."""
+    run = able(spec, run)
     begin = start(inputs["policy"], spec, run)
     encoder = Encoder(begin.loaded.tokenizer)
     encoded = encode_texts(encoder, read_rows(inputs["data"], "train"), max_length=spec.max_length)

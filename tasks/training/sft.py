@@ -14,7 +14,7 @@ from tasks.core.contract import Inputs, Metrics, Run
 from tasks.train import SftSpec
 from tasks.training.adapters import start
 from tasks.training.data import IGNORED, Encoder, encode_instructions, read_rows, schedule
-from tasks.training.fit import Quiet, arguments, cheap_head, fit, full_precision, row_metrics
+from tasks.training.fit import Quiet, able, arguments, cheap_head, fit, full_precision, row_metrics
 from tasks.training.preflight import plan_batches
 
 HELDOUT_ROWS = 16
@@ -27,6 +27,7 @@ class _Sft(Quiet, SFTTrainer):
 
 def run(spec: SftSpec, inputs: Inputs, out: Path, run: Run) -> Metrics:
     """Train `inputs["policy"]` on the conversations of `inputs["data"]`."""
+    run = able(spec, run)
     begin = start(inputs["policy"], spec, run)
     encoder = Encoder(begin.loaded.tokenizer, begin.model)
     encoded = encode_instructions(encoder, read_rows(inputs["data"], "train"), max_length=spec.max_length)

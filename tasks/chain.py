@@ -1,0 +1,53 @@
+"""What may be trained on top of what, and merged: decided when a plan is loaded, and again when a stage starts.
+
+One rule: the first forward pass of a stage is exactly the policy it starts from.
+"""
+
+from typing import Literal
+
+from tasks.core.errors import SpecError
+from tasks.methods import METHODS, AnyMethod
+
+
+def follow(quantised: bool, last: str | None, method: AnyMethod, *, same: bool) -> Literal["continue", "fresh"]:
+    """How `method` trains on top of a policy: go on with its last adapter, or start on the policy with that merged.
+
+    `quantised`: the policy's base is in 4 bits.  `last`: method of its last adapter, None where it has none.  `same`: that
+    adapter has this method and shape.  Raises SpecError where neither would start exactly at that policy.
+    """
+    row = METHODS[method.name]
+    if last and same:
+        return "continue"
+    if last and METHODS[last].merges_into is None:
+        raise SpecError(
+            f"method {method.name}: the policy was trained with {last}, which cannot be merged ({METHODS[last].keeps}), so only "
+            f"{last} of the same shape can go on from there; use that, or train the policy with a method that merges"
+        )
+    if quantised and (last or not row.quantised):
+        raise SpecError(
+            f"method {method.name}: the policy's base is in 4 bits, and merging its adapter there would change the policy; use "
+            f"{last or 'qlora'} with the same rank, alpha and targets, or merge the policy first"
+        )
+    if last and row.quantised:
+        raise SpecError(
+            f"method {method.name}: this policy was trained on an unquantised base, and quantising it now would change it; train "
+            f"SFT with {method.name} of the same shape too, or merge the policy first"
+        )
+    return "fresh"
+
+
+def same_shape(one: AnyMethod, other: AnyMethod) -> bool:
+    """Whether a stage of the second can go on with an adapter of the first; dropout is no part of the shape."""
+    return one.model_dump(exclude={"dropout"}) == other.model_dump(exclude={"dropout"})
+
+
+def check_merge(*methods: AnyMethod) -> None:
+    """Raise SpecError if the adapters of one of `methods` cannot be merged."""
+    for method in methods:
+        row = METHODS[method.name]
+        if row.merges_into is None:
+            able = ", ".join(name for name, other in METHODS.items() if other.merges_into)
+            raise SpecError(
+                f"{method.name} cannot be merged: {row.keeps}; leave merge out, and the policy is measured and released as an "
+                f"adapter, or use one of {able}"
+            )

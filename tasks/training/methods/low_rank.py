@@ -1,0 +1,129 @@
+# pyright: basic
+"""LoRA and its relatives.  They differ in scale, in what they start from, and in how fast B learns; all rest as a plain LoRA.
+
+PiSSA and OLoRA take their start out of the weights, W = W_rest + s B0 A0, so that the model answers as before.  At rest the
+change is written against the untouched weights, s (B A - B0 A0), which is a LoRA of twice the rank.
+"""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from bitsandbytes.functional import dequantize_4bit
+from peft import LoraConfig, get_peft_model
+from peft.optimizers import create_loraplus_optimizer
+from peft.tuners.lora import LoraLayer
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+from transformers.pytorch_utils import Conv1D
+
+from tasks.core.errors import DataError
+from tasks.methods import LoraPlus, RsLora
+from tasks.training.methods.builder import Builder, peft, write_peft
+from tasks.training.models import PEFT_TASKS, WEIGHTS, Loaded
+
+_START = "alignflow_start"
+"""attribute of a model whose base was changed by the start: parameter name -> its value at the start"""
+
+
+def config(model: Any, method: Any, task_type: str, **more: Any) -> LoraConfig:  # noqa: ANN401
+    """PEFT's configuration of `method`."""
+    targets = method.targets if isinstance(method.targets, str) else list(method.targets)
+    return LoraConfig(
+        r=method.rank,
+        lora_alpha=method.alpha,
+        lora_dropout=method.dropout,
+        target_modules=targets,
+        use_rslora=isinstance(method, RsLora),
+        use_dora=method.name == "dora",
+        fan_in_fan_out=any(isinstance(module, Conv1D) for module in model.modules()),
+        bias="none",
+        task_type=task_type,
+        **more,
+    )
+
+
+def _started(init: str) -> Any:  # noqa: ANN401
+    """A `wrap` whose adapters start as `init` and are taken out of the base."""
+
+    def wrap(loaded: Loaded, method: Any, task: str) -> Any:  # noqa: ANN401
+        model = get_peft_model(loaded.model, config(loaded.model, method, PEFT_TASKS[task], init_lora_weights=init))
+        model.peft_config["default"].init_lora_weights = True  # a second adapter must not take anything out again
+        start = {name: p.detach().clone() for name, p in model.named_parameters() if ".lora_" in name}
+        setattr(model, _START, start)
+        return model
+
+    return wrap
+
+
+def write_difference(model: Any, folder: Path) -> None:  # noqa: ANN401
+    """Write what changed since the start as a plain LoRA of twice the rank; a continued adapter is one already."""
+    write_peft(model, folder)
+    if not (start := getattr(model, _START, None)):
+        return
+    weights = load_file(folder / WEIGHTS)
+    for name, value in start.items():
+        key = name.replace(".default.", ".")
+        if ".lora_A." in name:
+            weights[key] = torch.cat([weights[key], value.to(weights[key])], dim=0)
+        else:
+            weights[key] = torch.cat([weights[key], -value.to(weights[key])], dim=1)
+    save_file(weights, folder / WEIGHTS, metadata={"format": "pt"})
+    path = folder / "adapter_config.json"
+    written = json.loads(path.read_text())
+    path.write_text(json.dumps({**written, "r": 2 * written["r"], "lora_alpha": 2 * written["lora_alpha"]}))
+
+
+def _faster_b(model: Any, method: Any, args: Any) -> torch.optim.Optimizer:  # noqa: ANN401
+    """AdamW whose learning rate for B is `ratio` times that for A (LoRA+, section 4)."""
+    assert isinstance(method, LoraPlus)
+    return create_loraplus_optimizer(
+        model=model, optimizer_cls=torch.optim.AdamW, lr=args.learning_rate, loraplus_lr_ratio=method.ratio,
+        loraplus_weight_decay=args.weight_decay, betas=(args.adam_beta1, args.adam_beta2), eps=args.adam_epsilon,
+        weight_decay=args.weight_decay,
+    )  # fmt: skip
+
+
+def _loftq(loaded: Loaded, method: Any, task: str) -> Any:  # noqa: ANN401
+    """LoRA on the 4-bit base, started as the best rank-r approximation of W - Q(W): algorithm 1 of arXiv:2310.08659 at T = 1."""
+    model = get_peft_model(loaded.model, config(loaded.model, method, PEFT_TASKS[task]))
+    originals = _Weights(loaded.source)
+    for name, layer in model.named_modules():
+        if not isinstance(layer, LoraLayer):
+            continue
+        quantised: Any = layer.get_base_layer().weight
+        held = dequantize_4bit(quantised.data, quantised.quant_state).float()
+        lost = originals.get(name.removeprefix("base_model.model.") + ".weight").to(held) - held
+        u, s, v = torch.linalg.svd(lost, full_matrices=False)
+        root = (s[: method.rank] / layer.scaling["default"]).sqrt()
+        layer.lora_A["default"].weight.data.copy_(root[:, None] * v[: method.rank])
+        layer.lora_B["default"].weight.data.copy_(u[:, : method.rank] * root)
+    return model
+
+
+class _Weights:
+    """The weights of a model's folder, one tensor at a time."""
+
+    def __init__(self, folder: Path) -> None:
+        self._files: dict[str, Path] = {}
+        for path in sorted(folder.glob("*.safetensors")):
+            with safe_open(path, framework="pt") as file:
+                self._files |= dict.fromkeys(file.keys(), path)
+
+    def get(self, name: str) -> torch.Tensor:
+        """The tensor called `name`; a body of its own may have been saved without the leading `model.`."""
+        found = name if name in self._files else name.partition(".")[2]
+        if found not in self._files:
+            raise DataError(
+                f"{name}: the base's files hold no such weight, so loftq cannot see what quantisation lost; use qlora"
+            )
+        with safe_open(self._files[found], framework="pt") as file:
+            return file.get_tensor(found)
+
+
+PLAIN = Builder(peft(config))
+PLUS = Builder(peft(config), optimizer=_faster_b)
+PISSA = Builder(_started("pissa"), write=write_difference)
+OLORA = Builder(_started("olora"), write=write_difference)
+LOFTQ = Builder(_loftq)
