@@ -1,7 +1,7 @@
 """Fine-tuning methods: how weights are made trainable.  A spec and a row in METHODS each; imports no torch.
 
-A new method is a spec and a row here, a builder in `tasks/training/methods`, and a line in the matrix of
-`tests/training/test_matrix.py`, which then trains, saves, reloads, merges and resumes it.  What may follow what: `tasks/chain.py`.
+A new method is a spec and a row here, a builder in `tasks/training/methods`, and a line in `tests/training/test_matrix.py`, which
+then trains, saves, reloads, merges and resumes it.  What may follow what: `tasks/chain.py`.
 """
 
 from collections.abc import Mapping

@@ -32,11 +32,20 @@ def sentences(count: int, seed: int = 0) -> list[str]:
     return [" ".join(draw.choices(WORDS, k=draw.randint(3, 8))) for _ in range(count)]
 
 
-def write_model(folder: Path, *, layers: int = 2, hidden: int = 32, seed: int = 0, positions: int = 256) -> Path:
-    """Write model, tokenizer and template of the tiny Llama to `folder`; pad == eos == <|im_end|>, as SmolLM has it."""
+def write_model(
+    folder: Path, *, kind: str = "llama", layers: int = 2, hidden: int = 32, seed: int = 0, positions: int = 256
+) -> Path:
+    """Write a tiny decoder with tokenizer and template to `folder`; pad == eos == <|im_end|>, as SmolLM has it."""
     import torch
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-    from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+    from transformers import (
+        AutoModelForCausalLM,
+        GPT2Config,
+        LlamaConfig,
+        MixtralConfig,
+        OPTConfig,
+        PreTrainedTokenizerFast,
+    )
 
     special = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
     bpe = Tokenizer(models.BPE())
@@ -51,12 +60,17 @@ def write_model(folder: Path, *, layers: int = 2, hidden: int = 32, seed: int = 
     tokenizer.chat_template = TEMPLATE
     tokenizer.save_pretrained(folder)
     torch.manual_seed(seed)
-    config = LlamaConfig(
-        vocab_size=len(tokenizer), hidden_size=hidden, intermediate_size=2 * hidden, num_hidden_layers=layers,
-        num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=positions, tie_word_embeddings=True,
-        bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id,
-    )  # fmt: skip
-    LlamaForCausalLM(config).save_pretrained(folder)
+    shape = {"vocab_size": len(tokenizer), "hidden_size": hidden, "num_hidden_layers": layers, "num_attention_heads": 4}
+    shape |= {"max_position_embeddings": positions, "tie_word_embeddings": True}
+    shape |= {name: getattr(tokenizer, name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
+    inner = {"intermediate_size": 2 * hidden, "num_key_value_heads": 2}
+    configs = {
+        "llama": lambda: LlamaConfig(**shape, **inner),
+        "gpt2": lambda: GPT2Config(**shape),  # has biases, and layers that store their weights transposed
+        "opt": lambda: OPTConfig(**shape, ffn_dim=2 * hidden, word_embed_proj_dim=hidden),
+        "mixtral": lambda: MixtralConfig(**shape, **inner, num_local_experts=4, num_experts_per_tok=2),
+    }
+    AutoModelForCausalLM.from_config(configs[kind]()).save_pretrained(folder)
     return folder
 
 

@@ -22,6 +22,9 @@ from tasks.core.secrets import redact
 
 JOBS = ("sft", "reward", "dpo", "merge", "generate", "score", "rewards", "metrics")
 
+HARMLESS = ("Unsupported layer type .*Norm", "The following rank_pattern keys did not match")
+"""what PEFT warns of although it is meant: layer norms as targets, an unused rank for fused experts"""
+
 
 def main(path: Path) -> int:
     """Run the job that `path` describes; 0 when it left metrics."""
@@ -29,6 +32,8 @@ def main(path: Path) -> int:
         ctypes.CDLL(None).prctl(1, 9)  # one of several: die with the launcher
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it warns of GPU kernels wherever it is imported
     warnings.filterwarnings("ignore", category=FutureWarning, module="trl|transformers|peft")
+    for said in HARMLESS:
+        warnings.filterwarnings("ignore", message=said)
     job = json.loads(path.read_text())
     work = Path(job["work"])
     first = int(os.environ.get("RANK", "0")) == 0

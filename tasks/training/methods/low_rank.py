@@ -49,7 +49,7 @@ def _started(init: str) -> Any:  # noqa: ANN401
 
     def wrap(loaded: Loaded, method: Any, task: str) -> Any:  # noqa: ANN401
         model = get_peft_model(loaded.model, config(loaded.model, method, PEFT_TASKS[task], init_lora_weights=init))
-        model.peft_config["default"].init_lora_weights = True  # a second adapter must not take anything out again
+        setattr(model.peft_config["default"], "init_lora_weights", True)  # noqa: B010  a second adapter must not take anything out again
         start = {name: p.detach().clone() for name, p in model.named_parameters() if ".lora_" in name}
         setattr(model, _START, start)
         return model
@@ -89,9 +89,8 @@ def _loftq(loaded: Loaded, method: Any, task: str) -> Any:  # noqa: ANN401
     """LoRA on the 4-bit base, started as the best rank-r approximation of W - Q(W): algorithm 1 of arXiv:2310.08659 at T = 1."""
     model = get_peft_model(loaded.model, config(loaded.model, method, PEFT_TASKS[task]))
     originals = _Weights(loaded.source)
-    for name, layer in model.named_modules():
-        if not isinstance(layer, LoraLayer):
-            continue
+    adapted: list[tuple[str, Any]] = [(name, layer) for name, layer in model.named_modules() if isinstance(layer, LoraLayer)]
+    for name, layer in adapted:
         quantised: Any = layer.get_base_layer().weight
         held = dequantize_4bit(quantised.data, quantised.quant_state).float()
         lost = originals.get(name.removeprefix("base_model.model.") + ".weight").to(held) - held
