@@ -16,7 +16,7 @@ from tasks.judge import VERDICT
 from tasks.measure import METRICS, REWARDS, SCORES
 from tasks.merge import MERGE
 from tasks.release import RELEASE
-from tasks.train import DPO, REWARD, SFT
+from tasks.train import DPO, PRETRAIN, REWARD, SFT
 
 
 class Build(Protocol):
@@ -35,7 +35,12 @@ def pipeline(plan: Plan, build: Build) -> None:
     prompts = build(PROMPTS, plan.data.prompts.spec(), plan.data.prompts.files())
     texts = build(TEXTS, plan.data.texts.spec(), plan.data.texts.files())
 
-    sft = build(SFT, plan.sft, {"policy": base, "data": instructions})
+    start, before = base, {}
+    if plan.pretrain and plan.data.corpus:
+        corpus = build(TEXTS, plan.data.corpus.spec(), plan.data.corpus.files(), name="curate-corpus")
+        start = build(PRETRAIN, plan.pretrain, {"policy": base, "data": corpus})
+        before = {"corpus": corpus, "pretrain": start}
+    sft = build(SFT, plan.sft, {"policy": start, "data": instructions})
     reward_model = build(REWARD, plan.reward, {"policy": sft, "data": preferences})
     dpo = build(DPO, plan.policy, {"policy": sft, "data": preferences})
     policy = build(MERGE, plan.merge, {"policy": dpo, "prompts": prompts}) if plan.merges else dpo
@@ -56,5 +61,5 @@ def pipeline(plan: Plan, build: Build) -> None:
     scores["metrics"] = build(METRICS, plan.metrics(), {"prompts": prompts, **answers})
 
     verdict = build(VERDICT, plan.judge(), scores)
-    made_of = {"base": base, "prompts": prompts, **held_out, "sft": sft, "reward_model": reward_model, "dpo": dpo}
+    made_of = {"base": base, "prompts": prompts, **held_out, **before, "sft": sft, "reward_model": reward_model, "dpo": dpo}
     build(RELEASE, plan.card(), {"policy": policy, "verdict": verdict, **made_of, **answers, **scores})

@@ -28,7 +28,7 @@ from tasks.merge import MergeSpec
 from tasks.methods import METHODS as METHOD_ROWS
 from tasks.reading.spec import SourceEntry
 from tasks.release import ReleaseSpec
-from tasks.train import DpoSpec, RewardSpec, SftSpec
+from tasks.train import DpoSpec, PretrainSpec, RewardSpec, SftSpec
 
 
 class Part(BaseModel):
@@ -96,6 +96,8 @@ class DataPlan(Part):
     preferences: Curated[PreferencesSpec]
     prompts: Curated[PromptsSpec]
     texts: Curated[TextsSpec]
+    corpus: Curated[TextsSpec] | None = None
+    """plain text to go on pre-training with"""
 
 
 class EvaluationPlan(Part):
@@ -155,6 +157,8 @@ class Plan(Part):
     name: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9-]*$")]
     model: ModelPlan
     data: DataPlan
+    pretrain: PretrainSpec | None = None
+    """before SFT, on `data.corpus`"""
     sft: SftSpec
     reward: RewardSpec
     policy: DpoSpec
@@ -171,12 +175,15 @@ class Plan(Part):
 
     @model_validator(mode="after")
     def _chain(self) -> "Plan":
-        """Refuse a method that cannot go on from the SFT policy before anything is trained."""
-        sft = self.sft.method
-        row = METHOD_ROWS[sft.name]
-        for where, method in (("reward", self.reward.method), ("policy", self.policy.method)):
+        """Refuse a method that cannot go on from the policy before it, before anything is trained."""
+        if (self.pretrain is None) != (self.data.corpus is None):
+            raise ValueError("pretrain needs data.corpus, and data.corpus is for pretrain; give both or neither")
+        steps = [("reward", self.sft, self.reward), ("policy", self.sft, self.policy)]
+        for where, before, after in [("sft", self.pretrain, self.sft), *steps] if self.pretrain else steps:
+            row = METHOD_ROWS[before.method.name]
+            last = before.method.name if row.adapter else None
             try:
-                follow(row.quantised, sft.name if row.adapter else None, method, same=same_shape(method, sft))
+                follow(row.quantised, last, after.method, same=same_shape(before.method, after.method))
             except SpecError as error:
                 raise ValueError(f"{where}: {error}") from error
         if "merge" in self.model_fields_set:
@@ -186,8 +193,9 @@ class Plan(Part):
     @property
     def merges(self) -> bool:
         """Whether the policy is merged before it is measured: there is an adapter, and it can be."""
-        rows = [METHOD_ROWS[method.name] for method in (self.sft.method, self.policy.method)]
-        return rows[-1].merges_into is not None and any(row.adapter for row in rows)
+        trained = [spec for spec in (self.pretrain, self.sft, self.policy) if spec]
+        rows = [METHOD_ROWS[spec.method.name] for spec in trained]
+        return rows[-1].adapter and rows[-1].merges_into is not None
 
     def subjects(self) -> list[str]:
         """Whose answers and scores the gates need: the candidate, its parent (its reference), and what gates compare with."""

@@ -257,13 +257,17 @@ class MethodRow:
         }
 
 
-def _rates(sft: float, dpo: float | None = None) -> dict[StageName, float]:
-    """Rates of every stage from those of SFT and DPO; without the latter, a tenth."""
-    return {"pretrain": sft, "sft": sft, "reward": sft, "dpo": dpo or sft / 10, "task": sft}
+def _rates(sft: float, *, packs: bool = True) -> dict[StageName, float]:
+    """Rates of every stage from that of SFT; DPO's is a tenth."""
+    rates: dict[StageName, float] = {"sft": sft, "reward": sft, "dpo": sft / 10, "task": sft}
+    return {"pretrain": sft, **rates} if packs else rates
 
 
 _NO_LM_HEAD = "it trains nothing but a new head, and a language model keeps its own"
 _NO_LORA_HEAD: dict[StageName, str] = {"pretrain": _NO_LM_HEAD, "sft": _NO_LM_HEAD, "dpo": _NO_LM_HEAD}
+_PACKED: dict[StageName, str] = {
+    "pretrain": "a packed row holds several texts, and its vectors would stand before the first alone"
+}
 _SOFT = "its vectors are part of the input, not of a weight"
 _PREFIX = "its keys and values belong to no token, so no weight yields them"
 
@@ -355,35 +359,39 @@ METHODS: dict[str, MethodRow] = {
         PromptTuning,
         "vectors before the input; almost no weights, wants a large model",
         "arXiv:2104.08691",
-        _rates(1e-2),
+        _rates(1e-2, packs=False),
         merges_into=None,
         keeps=_SOFT,
+        refuses=_PACKED,
     ),
     "p_tuning": MethodRow(
         PTuning,
         "vectors before the input, made by a network that is dropped afterwards",
         "arXiv:2103.10385",
-        _rates(1e-3),
+        _rates(1e-3, packs=False),
         merges_into=None,
         keeps=_SOFT,
+        refuses=_PACKED,
     ),
     "prefix_tuning": MethodRow(
         PrefixTuning,
         "keys and values before those of each layer, made by an MLP that is dropped afterwards",
         "arXiv:2101.00190",
-        _rates(1e-3),
+        _rates(1e-3, packs=False),
         merges_into=None,
         keeps=_PREFIX,
         checkpointing=False,
+        refuses=_PACKED,
     ),
     "p_tuning_v2": MethodRow(
         PTuningV2,
         "keys and values before those of each layer, trained directly",
         "arXiv:2110.07602",
-        _rates(1e-2),
+        _rates(1e-2, packs=False),
         merges_into=None,
         keeps=_PREFIX,
         checkpointing=False,
+        refuses=_PACKED,
     ),
     "ia3": MethodRow(
         Ia3,

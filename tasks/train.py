@@ -1,4 +1,4 @@
-"""The training stages: supervised fine-tuning, reward model, DPO.  Specs and Stage objects; the work runs in a child process."""
+"""The training stages: pre-training, supervised fine-tuning, reward model, DPO.  Specs and Stage objects; a child does the work."""
 
 from functools import partial
 from typing import Annotated, Any, ClassVar, Literal
@@ -61,6 +61,13 @@ class TrainSpec(Spec):
         return method
 
 
+class PretrainSpec(TrainSpec):
+    """Go on with pre-training on plain text: the next token, every token, rows packed full of texts."""
+
+    stage = "pretrain"
+    learning_rate: PositiveFloat = _rate("pretrain")
+
+
 class SftSpec(TrainSpec):
     """Imitate the assistant's turns of the instructions."""
 
@@ -88,6 +95,8 @@ class DpoSpec(TrainSpec):
     """eq. 7 of the paper"""
 
 
+PRETRAIN = Stage("pretrain", 1, "policy", partial(on_base, "pretrain"), heavy=True)
+"""inputs: policy, data (texts)"""
 SFT = Stage("sft", 1, "policy", partial(on_base, "sft"), heavy=True)
 """inputs: policy, data (instructions)"""
 REWARD = Stage("reward", 1, "reward_model", partial(on_base, "reward"), heavy=True)

@@ -89,3 +89,13 @@ def write_policy(out: Path, models: Path, source: Path, name: str = "tiny") -> P
         out, PolicyRecord(task="policy", base=base, tokenizer=tokenizer_digest(source), template=template_digest(source))
     )
     return out
+
+
+def write_rows(folder: Path, name: str, rows: list[dict[str, object]]) -> Path:
+    """Write `rows` as `folder/<name>.parquet`; returns the folder."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    folder.mkdir(parents=True, exist_ok=True)
+    pq.write_table(pa.Table.from_pylist(rows), folder / f"{name}.parquet")
+    return folder

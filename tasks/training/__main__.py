@@ -20,10 +20,10 @@ from tasks.core.files import write_json
 from tasks.core.launch import EVENT
 from tasks.core.secrets import redact
 
-JOBS = ("sft", "reward", "dpo", "merge", "generate", "score", "rewards", "metrics")
+JOBS = ("pretrain", "sft", "reward", "dpo", "merge", "generate", "score", "rewards", "metrics")
 
-HARMLESS = ("Unsupported layer type .*Norm", "The following rank_pattern keys did not match")
-"""what PEFT warns of although it is meant: layer norms as targets, an unused rank for fused experts"""
+HARMLESS = ("Unsupported layer type .*Norm", "The following (rank|alpha)_pattern keys did not match")
+"""what PEFT warns of although it is meant: layer norms as targets, an unused rank or scale for fused experts"""
 
 
 def main(path: Path) -> int:

@@ -21,8 +21,8 @@ HELDOUT_ROWS = 16
 """held-out conversations whose loss is taken at the end; the measure stage looks at all of them"""
 
 
-class _Sft(Quiet, SFTTrainer):
-    pass
+class Sft(Quiet, SFTTrainer):
+    """TRL's trainer on rows that are tokenised."""
 
 
 def run(spec: SftSpec, inputs: Inputs, out: Path, run: Run) -> Metrics:
@@ -42,7 +42,7 @@ def run(spec: SftSpec, inputs: Inputs, out: Path, run: Run) -> Metrics:
     batches = plan_batches(spec, run, begin.model, rows=len(order), longest=max(lengths), texts=1)
     cheap_head(run)
     with full_precision(begin.model):
-        trainer = _Sft(
+        trainer = Sft(
             model=begin.model,
             args=arguments(SFTConfig, spec, run, batches, max_length=None, dataset_kwargs={"skip_prepare_dataset": True}),
             train_dataset=Dataset.from_list([encoded.rows[i] for i in order]),

@@ -10,10 +10,9 @@ from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
 
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 import tiny
+from tiny import write_rows
 
 from tasks.core.contract import Execution, Metrics, Run
 from tasks.core.spec import Spec
@@ -35,12 +34,6 @@ class Shop:
             return {"policy": policy or self.policy, "prompts": self.prompts}
         data = self.instructions if job == "sft" else self.preferences
         return {"policy": policy or self.policy, "data": data}
-
-
-def write_rows(folder: Path, name: str, rows: list[dict]) -> Path:
-    folder.mkdir(parents=True, exist_ok=True)
-    pq.write_table(pa.Table.from_pylist(rows), folder / f"{name}.parquet")
-    return folder
 
 
 def _messages(text: str) -> list[dict[str, str]]:

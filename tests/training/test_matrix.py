@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import tiny
 import torch
-from conftest import write_rows
+from tiny import write_rows
 
 from tasks.core.contract import Execution, Metrics, Run
 from tasks.core.errors import SpecError
