@@ -168,18 +168,38 @@ def export(store: Store, name: str, folder: Path) -> None:
         raise SpecError(f"{name}: this is of kind {release.kind}; export takes a release or a channel")
     if folder.exists():
         raise SpecError(f"{folder}: exists already; name a new folder")
-    policy = released_policy(store, release)
-    model = policy.path / "model"
-    if not model.is_dir():
-        raise SpecError(f"{policy.path}: only adapters, no merged model; add a merge to the plan")
+    policy = released_policy(store, release).path
     draft = folder.with_name(f".{folder.name}.draft")
     remove(draft)
-    shutil.copytree(model, draft)
+    how = lay_out(policy, draft)
     shutil.copy(release.path / "README.md", draft / "README.md")
     for file in draft.rglob("*"):
         file.chmod(0o755 if file.is_dir() else 0o644)
     draft.rename(folder)
-    out().print(f"{folder}: release {release.key[:12]}, loadable with transformers.AutoModelForCausalLM.from_pretrained")
+    out().print(f"{folder}: release {release.key[:12]}, {how}")
+
+
+def lay_out(policy: Path, draft: Path) -> str:
+    """Copy the model of `policy` to `draft`, or its adapter with the base below it; say how it is loaded."""
+    from flows.plan import models_folder
+    from tasks.policy import ADAPTERS, MODEL, TEMPLATE, TOKENIZER_FILES, check_base, read_record
+
+    record = read_record(policy)
+    base = policy / MODEL if (policy / MODEL).is_dir() else check_base(models_folder(), record.base)
+    if not record.adapters:
+        shutil.copytree(base, draft)
+        return "loadable with transformers.AutoModelForCausalLM.from_pretrained"
+    if len(record.adapters) > 1:
+        raise SpecError(
+            f"{policy}: {' and '.join(record.adapters)} lie on top of each other, and other tools load one adapter; train both "
+            "stages with one method and shape, or with a method that merges"
+        )
+    shutil.copytree(policy / ADAPTERS / record.adapters[0], draft)
+    shutil.copytree(base, draft / "base")
+    for name in (*TOKENIZER_FILES, TEMPLATE):
+        if (base / name).is_file():
+            shutil.copyfile(base / name, draft / name)
+    return "an adapter and, in base/, its model: peft.PeftModel.from_pretrained(model of base/, this folder)"
 
 
 def methods(*, json_output: bool) -> None:
