@@ -5,6 +5,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
+from peft import PrefixTuningConfig
 
 from tasks.core.contract import Run
 from tasks.core.launch import MICRO_BATCH
@@ -18,15 +19,15 @@ def rows_at_once(run: Run, usual: int) -> int:
     return rows
 
 
-def by_length(lengths: Sequence[int], *, rows: int, tokens: int, equal: bool = False) -> Iterator[list[int]]:
+def by_length(lengths: Sequence[int], *, rows: int, tokens: int) -> Iterator[list[int]]:
     """Numbers of the rows in batches, shortest rows first: at most `rows` rows and `tokens` tokens, padding counted.
 
-    A row longer than `tokens` is a batch of its own.  With `equal` a batch holds rows of one length only.
+    A row longer than `tokens` is a batch of its own.
     """
     batch: list[int] = []
     for number in sorted(range(len(lengths)), key=lambda i: (lengths[i], i)):
         length = lengths[number]
-        if batch and (len(batch) == rows or length * (len(batch) + 1) > tokens or (equal and length != lengths[batch[-1]])):
+        if batch and (len(batch) == rows or length * (len(batch) + 1) > tokens):
             yield batch
             batch = []
         batch.append(number)
@@ -47,6 +48,29 @@ def padded(rows: Sequence[Sequence[int]], pad: int, device: torch.device, *, lef
 
 
 def soft_prompt(model: Any) -> bool:  # noqa: ANN401  transformers and PEFT models
-    """Whether the model puts trained vectors before its input, so that positions and padding cannot be given to it."""
+    """Whether the model puts trained vectors before its input."""
     active = getattr(model, "active_peft_config", None)
     return bool(active is not None and active.is_prompt_learning)
+
+
+def soft_tokens(model: Any) -> int:  # noqa: ANN401
+    """Positions that the model's own vectors take before its input."""
+    return int(model.active_peft_config.num_virtual_tokens) if soft_prompt(model) else 0
+
+
+def under_soft_prompt(model: Any, ids_BT: torch.Tensor, mask_BT: torch.Tensor) -> dict[str, Any]:  # noqa: ANN401
+    """What the base model is to be given so that it reads rows padded on the left as `model` reads each row alone.
+
+    The vectors come first, then the padding, then the row: its positions go on from the vectors, and the mask hides the padding.
+    """
+    before = soft_tokens(model)
+    seen_BP = mask_BT.new_ones(len(mask_BT), before)
+    mask = torch.cat([seen_BP, mask_BT], dim=1)
+    position = (mask.cumsum(1) - 1).clamp(min=0)
+    if isinstance(model.active_peft_config, PrefixTuningConfig):
+        given = {"input_ids": ids_BT, "past_key_values": model.get_prompt(len(ids_BT)), "position_ids": position[:, before:]}
+    else:
+        words_BTH = model.get_input_embeddings()(ids_BT)
+        vectors_BPH = model.get_prompt(len(ids_BT)).to(words_BTH)
+        given = {"inputs_embeds": torch.cat([vectors_BPH, words_BTH], dim=1), "position_ids": position}
+    return {**given, "attention_mask": mask}

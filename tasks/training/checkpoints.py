@@ -11,6 +11,9 @@ from pathlib import Path
 from safetensors import SafetensorError, safe_open
 
 WEIGHTS = ("adapter_model.safetensors", "model.safetensors")
+TRAINED = "trained.safetensors"
+"""of a soft prompt: every weight that is trained, where `adapter_model` holds the vectors that they yield"""
+SOFT = ("PROMPT_TUNING", "P_TUNING", "PREFIX_TUNING")
 
 
 def newest_complete(folder: Path, processes: int) -> Path | None:
@@ -45,6 +48,8 @@ def _weights_whole(path: Path) -> bool:
             files = {path / name for name in json.loads(index.read_text())["weight_map"].values()}
         else:
             files = {path / name for name in WEIGHTS if (path / name).is_file()}
+        if (adapter := path / "adapter_config.json").is_file() and json.loads(adapter.read_text())["peft_type"] in SOFT:
+            files.add(path / TRAINED)
         for file in files:
             with safe_open(file, framework="numpy") as weights:
                 weights.keys()

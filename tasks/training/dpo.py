@@ -2,11 +2,14 @@
 """DPO on TRL's DPOTrainer.  The reference is the parent policy itself: its log-probabilities are taken before the first step.
 
 They come from the very model that is then trained, without dropout, so this is exact for every method, needs no second copy, and
-the first step's margin must be 0; that is checked, because a wrong reference trains without complaint.
+the first step's margin must be 0; that is checked, because a wrong reference trains without complaint.  Only a fresh soft prompt
+moves the policy by being there: its reference is taken with the prompt switched off.
 """
 
 import json
 from collections.abc import Sequence
+from contextlib import nullcontext
+from math import inf
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +24,7 @@ from tasks.core.errors import AlignError
 from tasks.core.files import write_json
 from tasks.train import DpoSpec
 from tasks.training.adapters import start
+from tasks.training.batches import soft_prompt
 from tasks.training.data import Encoder, encode_pairs, read_rows, schedule
 from tasks.training.fit import Quiet, able, arguments, cheap_head, fit, full_precision, row_metrics
 from tasks.training.preflight import plan_batches
@@ -97,11 +101,13 @@ def run(spec: DpoSpec, inputs: Inputs, out: Path, run: Run) -> Metrics:
         )
         _drop_copy(begin.model)
     used = sorted(set(order), key=lambda i: (lengths[i], i))
-    reference = _reference(trainer, rows, used, batches.micro_batch, run)
+    moved = begin.how == "fresh" and soft_prompt(begin.model)
+    with begin.model.disable_adapter() if moved else nullcontext():
+        reference = _reference(trainer, rows, used, batches.micro_batch, run)
     with_reference = [{**rows[i], "ref_chosen_logps": reference[i][0], "ref_rejected_logps": reference[i][1]} for i in order]
     trainer.train_dataset = Dataset.from_list(with_reference)
     width = torch.float32 if torch_float32(begin.model) and not trainer.args.bf16 else torch.bfloat16
-    check = _StartsAtReference(spec.beta, TOLERANCE[width])
+    check = _StartsAtReference(spec.beta, inf if moved else TOLERANCE[width])
     trainer.add_callback(check)
     metrics = fit(trainer, begin, batches, out, run, tokens=sum(lengths[i] for i in order))
     return {**row_metrics(encoded), **metrics, "trained_tokens": trained, "first_step_log_ratio": check.ratio}

@@ -17,6 +17,7 @@ from typing import Any
 import torch
 import trl.kernels.chunked_logprob
 import trl.trainer.utils
+from safetensors.torch import load_file, save_file
 from transformers import PrinterCallback, TrainerCallback
 
 from tasks.core.contract import Metrics, Progress, Run
@@ -25,7 +26,8 @@ from tasks.core.files import write_json
 from tasks.methods import METHODS
 from tasks.train import TrainSpec
 from tasks.training.adapters import Start, trainable_share, write_payload
-from tasks.training.checkpoints import newest_complete
+from tasks.training.batches import soft_prompt
+from tasks.training.checkpoints import TRAINED, newest_complete
 from tasks.training.data import Encoded
 from tasks.training.methods.table import BUILDERS
 from tasks.training.models import torch_device
@@ -36,13 +38,35 @@ _CURVE_FIELDS = ("loss", "learning_rate", "grad_norm", "mean_token_accuracy", "e
 
 
 class Quiet:
-    """Mixed into TRL's trainers: no model card, nothing sent anywhere."""
+    """Mixed into TRL's trainers: no model card, nothing sent anywhere; a soft prompt's checkpoint holds all that is trained."""
+
+    model: Any
+    args: Any
 
     def create_model_card(self, *args: object, **kwargs: object) -> None:
         """Leave out the card that TRL writes into each checkpoint."""
 
     def _send_telemetry(self) -> None:
         pass
+
+    def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:  # noqa: ANN401
+        """Beside the vectors that PEFT writes, what computes them."""
+        super()._save(output_dir, state_dict)  # pyright: ignore[reportAttributeAccessIssue]  Trainer's
+        if soft_prompt(self.model) and self.args.should_save:
+            trained = {name: p.detach().cpu().contiguous() for name, p in self.model.named_parameters() if p.requires_grad}
+            save_file(trained, Path(output_dir or self.args.output_dir) / TRAINED)
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:  # noqa: ANN401
+        """PEFT would read the vectors into the network that computes them."""
+        if not soft_prompt(self.model):
+            super()._load_from_checkpoint(resume_from_checkpoint, model)  # pyright: ignore[reportAttributeAccessIssue]
+            return
+        trained = {name: p for name, p in self.model.named_parameters() if p.requires_grad}
+        saved = load_file(Path(resume_from_checkpoint) / TRAINED)
+        if saved.keys() != trained.keys():
+            raise AlignError(f"{resume_from_checkpoint}: {TRAINED} holds other weights than are trained; delete the checkpoint")
+        for name, parameter in trained.items():
+            parameter.data.copy_(saved[name])
 
 
 class Watch(TrainerCallback):
@@ -128,9 +152,9 @@ def fit(trainer: Any, begin: Start, batches: Batches, out: Path, run: Run, token
     trainable, share = trainable_share(begin.model)
     run.log(f"training {trainable:,} weights ({share:.2%}), {batches.steps} steps" + (f", resumed at {done}" if done else ""))
     trainer.optimizer = BUILDERS[begin.method.name].optimizer(begin.model, begin.method, trainer.args)
-    started = time.monotonic()
+    started, busy = time.monotonic(), time.process_time()
     trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
-    seconds = time.monotonic() - started
+    seconds, busy = time.monotonic() - started, time.process_time() - busy
     curve = _curve(trainer.state.log_history)
     _check(trainer, batches.steps, curve)
     if trainer.is_world_process_zero():
@@ -148,6 +172,7 @@ def fit(trainer: Any, begin: Start, batches: Batches, out: Path, run: Run, token
         "trainable_share": share,
         "tokens": tokens,
         "seconds": seconds,
+        "cpu_seconds": busy,
         "tokens_per_second": tokens * (batches.steps - done) / batches.steps / seconds,
         "micro_batch": batches.micro_batch,
         "accumulation": batches.accumulation,

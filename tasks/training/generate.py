@@ -18,7 +18,7 @@ from tasks.core.contract import Inputs, Metrics, Progress, Run
 from tasks.core.errors import DataError
 from tasks.generate import AnswersSpec
 from tasks.tables import read_rows, write_answers
-from tasks.training.batches import by_length, padded, rows_at_once, soft_prompt
+from tasks.training.batches import by_length, padded, rows_at_once, soft_prompt, soft_tokens, under_soft_prompt
 from tasks.training.data import Encoder
 from tasks.training.models import Loaded, load
 
@@ -62,8 +62,8 @@ def answers(
     kind = loaded.device.type
     batches = list(
         by_length(
-            [len(prompt) + new_tokens for prompt in prompts],
-            rows=rows_at_once(run, ROWS[kind]), tokens=TOKENS[kind], equal=soft_prompt(loaded.model),
+            [soft_tokens(loaded.model) + len(prompt) + new_tokens for prompt in prompts],
+            rows=rows_at_once(run, ROWS[kind]), tokens=TOKENS[kind],
         )
     )  # fmt: skip
     done = tokens = 0
@@ -78,18 +78,18 @@ def answers(
 def decode(model: Any, prompts: Sequence[list[int]], encoder: Encoder, new_tokens: int, pick: Pick) -> list[list[int]]:  # noqa: ANN401
     """The answer to each of `prompts`, at most `new_tokens` tokens; `pick` gets positions in `prompts`.
 
-    With a soft prompt all prompts have one length: the model counts positions itself, and the trained vectors enter the cache in
-    the first step, after which the plain model goes on.
+    A soft prompt enters the cache in the first step; the base model does the rest.
     """
-    soft = soft_prompt(model)
     ids_BT, mask_BT = padded(prompts, encoder.pad, model.device, left=True)
-    position_BT = (mask_BT.cumsum(1) - 1).clamp(min=0)
+    given = {"input_ids": ids_BT, "attention_mask": mask_BT, "position_ids": (mask_BT.cumsum(1) - 1).clamp(min=0)}
+    forward = model
+    if soft_prompt(model):
+        forward, given = model.get_base_model(), under_soft_prompt(model, ids_BT, mask_BT)
+    mask_BT, position_BT = given["attention_mask"], given["position_ids"]
     rows = list(range(len(prompts)))
     spoken: list[list[int]] = [[] for _ in prompts]
-    cache, forward = None, model
     for step in range(new_tokens):
-        where = {} if soft else {"attention_mask": mask_BT, "position_ids": position_BT}
-        output = forward(input_ids=ids_BT, past_key_values=cache, use_cache=True, logits_to_keep=1, **where)
+        output = forward(**given, use_cache=True, logits_to_keep=1)
         cache = output.past_key_values
         next_B = pick(output.logits[:, -1].float(), rows, step)
         alive = []
@@ -104,9 +104,9 @@ def decode(model: Any, prompts: Sequence[list[int]], encoder: Encoder, new_token
             cache.batch_select_indices(keep)
             next_B, mask_BT, position_BT = next_B[keep], mask_BT[keep], position_BT[keep]
             rows = [rows[i] for i in alive]
-        ids_BT, position_BT = next_B[:, None], position_BT[:, -1:] + 1
+        position_BT = position_BT[:, -1:] + 1
         mask_BT = torch.cat([mask_BT, mask_BT.new_ones(len(rows), 1)], dim=1)
-        forward = model.get_base_model() if soft else model
+        given = {"input_ids": next_B[:, None], "attention_mask": mask_BT, "position_ids": position_BT, "past_key_values": cache}
     return spoken
 
 
@@ -144,8 +144,9 @@ def _uniform(seed: int, name: str, count: int) -> np.ndarray:
 def _check_room(loaded: Loaded, rows: Sequence[dict[str, Any]], prompts: Sequence[list[int]], new_tokens: int) -> None:
     room = getattr(loaded.model.config, "max_position_embeddings", None)
     for row, prompt in zip(rows, prompts, strict=True):
-        if room and len(prompt) + new_tokens > room:
+        needed = soft_tokens(loaded.model) + len(prompt)
+        if room and needed + new_tokens > room:
             raise DataError(
-                f"prompt {row['id']}: {len(prompt)} tokens and {new_tokens} new ones exceed the model's {room} positions; lower "
+                f"prompt {row['id']}: {needed} tokens and {new_tokens} new ones exceed the model's {room} positions; lower "
                 "max_new_tokens or curate long prompts away"
             )

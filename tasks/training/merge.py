@@ -11,11 +11,13 @@ from typing import Any
 import torch
 from safetensors.torch import load_file, save_file
 
+from tasks.chain import check_merge
 from tasks.core.contract import Inputs, Metrics, Progress, Run
 from tasks.core.errors import AlignError, DataError
 from tasks.core.files import write_json
 from tasks.core.spec import Json
 from tasks.merge import MergeSpec
+from tasks.methods import METHODS
 from tasks.policy import MODEL, Link, read_record, write_record
 from tasks.training.adapters import write_model
 from tasks.training.data import Encoder, read_rows
@@ -53,6 +55,7 @@ def run(spec: MergeSpec, inputs: Inputs, out: Path, run: Run) -> Metrics:
     record = read_record(inputs["policy"])
     if not record.adapters:
         raise DataError(f"{inputs['policy']}: this policy has no adapter to merge; leave the merge stage out")
+    check_merge(*(METHODS[link.method].spec() for link in record.chain if link.adapter))
     rows = sorted(read_rows(inputs["prompts"], "prompts"), key=lambda row: row["id"])[: spec.prompts]
     if not rows:
         raise DataError(f"{inputs['prompts']}: no prompts to compare on")

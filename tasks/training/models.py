@@ -24,10 +24,13 @@ from transformers.utils import logging as transformers_logging
 from tasks.core.contract import Run
 from tasks.core.errors import DataError, MachineError, SpecError
 from tasks.policy import ADAPTERS, MODEL, PolicyRecord, Task, check_base, read_record, template_digest, tokenizer_digest
+from tasks.training.methods.known import make_all_known
+from tasks.training.pooling import pool_by_mask
 
 WEIGHTS = "adapter_model.safetensors"
 _LOCAL: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
 transformers_logging.disable_progress_bar()  # a child's stdout is for its log and its progress events
+make_all_known()
 PEFT_TASKS = {"policy": "CAUSAL_LM", "reward": "SEQ_CLS"}
 
 
@@ -165,6 +168,8 @@ def _body(source: Path, record: PolicyRecord, task: Task, device: torch.device, 
         extra |= {"quantization_config": quantization(), "device_map": {"": str(device)}}
     kind, more = (AutoModelForCausalLM, {}) if task == "policy" else (AutoModelForSequenceClassification, {"num_labels": 1})
     model = kind.from_pretrained(source, use_safetensors=True, **_LOCAL, **extra, **more)
+    if task == "reward":
+        pool_by_mask(model)
     for module in model.modules():
         if isinstance(module, Linear4bit):
             # In eval mode it would repack its weights for AVX512-BF16 and round the scales: other numbers than in training,
@@ -177,14 +182,17 @@ def _with_adapter(model: Any, folder: Path, peft_task: str | None, *, trainable:
     """`model` with the adapter of `folder` as `default`; a head that the folder lacks stays as it is in `model`."""
     config = PeftConfig.from_pretrained(str(folder))
     headless = config.task_type != "SEQ_CLS" and peft_task == "SEQ_CLS"
+    by_hand = headless or (trainable and config.is_prompt_learning)  # PEFT loads a soft prompt for use only
     config.task_type = peft_task
     config.inference_mode = not trainable
     config.base_model_name_or_path = None  # a name for people; the record says which base it is
-    if not headless:
+    if not by_hand:
         return PeftModel.from_pretrained(model, folder, config=config, is_trainable=trainable)
-    head = {f"base_model.model.score.{name}": value.detach().clone() for name, value in model.score.named_parameters()}
+    score = "base_model.score" if config.is_prompt_learning else "base_model.model.score"
+    head = {f"{score}.{name}": value.detach().clone() for name, value in model.score.named_parameters()} if headless else {}
     wrapped = get_peft_model(model, config)
     unknown = set_peft_model_state_dict(wrapped, load_file(folder / WEIGHTS) | head).unexpected_keys
+    unknown = [name for name in unknown if name != "prompt_embeddings"]  # a soft prompt's: set all the same
     if unknown:
         raise DataError(f"{folder}: {unknown[0]} fits nowhere in this model; was the adapter made for another base?")
     return wrapped

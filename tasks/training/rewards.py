@@ -11,7 +11,7 @@ from tasks.core.contract import Inputs, Metrics, Progress, Run
 from tasks.core.errors import DataError
 from tasks.measure import RewardsSpec, longer, subjects
 from tasks.tables import ANSWERS_FILE, read_rows, score, write_scores
-from tasks.training.batches import by_length, padded, rows_at_once
+from tasks.training.batches import by_length, padded, rows_at_once, soft_tokens
 from tasks.training.data import Encoder, scored_ids
 from tasks.training.models import Loaded, load
 
@@ -57,7 +57,8 @@ def values(loaded: Loaded, encoder: Encoder, texts: Sequence[list[int]], run: Ru
     kind = loaded.device.type
     found = [0.0] * len(texts)
     done = 0
-    for batch in by_length([len(ids) for ids in texts], rows=rows_at_once(run, ROWS[kind]), tokens=TOKENS[kind]):
+    lengths = [soft_tokens(loaded.model) + len(ids) for ids in texts]
+    for batch in by_length(lengths, rows=rows_at_once(run, ROWS[kind]), tokens=TOKENS[kind]):
         ids_BT, mask_BT = padded([texts[i] for i in batch], encoder.pad, loaded.device)
         score_B = loaded.model(input_ids=ids_BT, attention_mask=mask_BT, use_cache=False).logits[:, 0]
         for i, value in zip(batch, score_B.double().tolist(), strict=True):

@@ -16,7 +16,7 @@ from tasks.core.contract import Inputs, Metrics, Progress, Run
 from tasks.core.errors import DataError
 from tasks.measure import ScoresSpec, longer
 from tasks.tables import read_rows, score, write_scores
-from tasks.training.batches import by_length, padded, rows_at_once
+from tasks.training.batches import by_length, padded, rows_at_once, soft_tokens
 from tasks.training.data import Encoder
 from tasks.training.models import Loaded, load
 
@@ -74,7 +74,7 @@ def run(spec: ScoresSpec, inputs: Inputs, out: Path, run: Run) -> Metrics:
 def log_probabilities(loaded: Loaded, encoder: Encoder, texts: Sequence[Text], run: Run) -> list[tuple[float, int]]:
     """For each text the summed log-probability of its scored tokens, nats, and their number."""
     kind = loaded.device.type
-    lengths = [len(text.ids) for text in texts]
+    lengths = [soft_tokens(loaded.model) + len(text.ids) for text in texts]
     found: list[tuple[float, int]] = [(0.0, 0)] * len(texts)
     done = 0
     for batch in by_length(lengths, rows=rows_at_once(run, ROWS[kind]), tokens=TOKENS[kind]):
