@@ -14,7 +14,7 @@ from tasks.curate import INSTRUCTIONS, PREFERENCES, PROMPTS, TEXTS
 from tasks.generate import ANSWERS
 from tasks.judge import VERDICT
 from tasks.measure import METRICS, REWARDS, SCORES
-from tasks.merge import MERGE
+from tasks.merge import MERGE, MergeSpec
 from tasks.release import RELEASE
 from tasks.train import DPO, PRETRAIN, REWARD, SFT
 
@@ -43,7 +43,7 @@ def pipeline(plan: Plan, build: Build) -> None:
     sft = build(SFT, plan.sft, {"policy": start, "data": instructions})
     reward_model = build(REWARD, plan.reward, {"policy": sft, "data": preferences})
     dpo = build(DPO, plan.policy, {"policy": sft, "data": preferences})
-    policy = build(MERGE, plan.merge, {"policy": dpo, "prompts": prompts}) if plan.merges else dpo
+    policy = build(MERGE, plan.merge or MergeSpec(), {"policy": dpo, "prompts": prompts}) if plan.merges else dpo
 
     models = {"candidate": policy, "parent": sft, "base": base}
     compared = {who: models[who] for who in plan.subjects()}

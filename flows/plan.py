@@ -162,8 +162,8 @@ class Plan(Part):
     sft: SftSpec
     reward: RewardSpec
     policy: DpoSpec
-    merge: MergeSpec = MergeSpec()
-    """how the policy becomes one plain model; one whose method cannot be merged stays an adapter"""
+    merge: MergeSpec | None = None
+    """how the policy becomes one plain model; null: by the defaults, and what cannot be merged stays an adapter"""
     evaluation: EvaluationPlan = EvaluationPlan()
     gates: tuple[Gate, ...] = Field(min_length=1)
     seed: int = Field(default=0, ge=0)
@@ -186,7 +186,7 @@ class Plan(Part):
                 follow(row.quantised, last, after.method, same=same_shape(before.method, after.method))
             except SpecError as error:
                 raise ValueError(f"{where}: {error}") from error
-        if "merge" in self.model_fields_set:
+        if self.merge:
             check_merge(self.policy.method)
         return self
 

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+from flows.pipeline import pipeline
 from flows.plan import Plan, load
 from tasks.core.errors import SpecError
 
@@ -38,6 +39,37 @@ def test_a_null_learning_rate_is_the_methods_own_and_is_what_is_hashed():
     assert full.sft.learning_rate == 2e-5
 
 
+PREFIX = [f"{stage}.method={{name: prefix_tuning}}" for stage in ("sft", "reward", "policy")]
+
+
+def test_what_cannot_be_merged_stays_an_adapter_also_after_a_deployment():
+    assert load(DEMO).merges
+    assert not load(DEMO, ["policy.method={name: full}"]).merges
+    plan = load(DEMO, PREFIX)
+    assert not plan.merges
+    assert Plan.model_validate(plan.model_dump(mode="json")) == plan
+    assert "merge" not in stages(plan)
+    assert "merge" in stages(load(DEMO))
+
+
+def test_pre_training_comes_before_sft():
+    plan = load(DEMO, ["pretrain={max_steps: 1}", "data.corpus={sources: [../../datasets/samples/text.jsonl]}"])
+    assert stages(plan)["pretrain"] == {"policy": "base", "data": "curate-corpus"}
+    assert stages(plan)["sft"]["policy"] == "pretrain"
+
+
+def stages(plan):
+    """Stage -> its inputs by name, as the pipeline asks for them."""
+    asked = {}
+
+    def build(stage, spec, inputs, *, name=None):
+        asked[name or stage.name] = {key: str(value) for key, value in inputs.items()}
+        return name or stage.name
+
+    pipeline(plan, build)
+    return asked
+
+
 @pytest.mark.parametrize(
     ("overrides", "says"),
     [
@@ -58,6 +90,15 @@ def test_a_null_learning_rate_is_the_methods_own_and_is_what_is_hashed():
         (["execution.devize=cpu"], "did you mean device?"),
         (["policy.method={name: qlora}"], "train SFT with qlora of the same shape too"),
         (["sft.method={name: qlora}"], "merging its adapter there would change the policy"),
+        ([*PREFIX, "merge={}"], "prefix_tuning cannot be merged: its keys and values belong to no token"),
+        (["policy.method={name: prefix_tuning}", "merge={}"], "leave merge out, and the policy is measured and released as an"),
+        (["sft.method={name: prefix_tuning}"], "reward: method lora: the policy was trained with prefix_tuning"),
+        (["sft.method={name: head}"], "sft.method: method head cannot train sft: it trains nothing but a new head"),
+        (["pretrain={max_steps: 1}"], "pretrain needs data.corpus"),
+        (
+            ["pretrain={method: {name: qlora}}", "data.corpus={sources: [../../datasets/samples/text.jsonl]}"],
+            "sft: method lora: the policy's base is in 4 bits",
+        ),
     ],
 )
 def test_what_is_wrong_is_said_in_one_sentence_with_its_place(overrides, says):
