@@ -1,5 +1,5 @@
 # pyright: basic
-"""From raw sources to clean data: INSTRUCTIONS, PREFERENCES, PROMPTS, TEXTS, one stage for each kind.
+"""From raw sources to clean data: INSTRUCTIONS, PREFERENCES, PROMPTS, TEXTS, LABELLED, one stage for each kind.
 
 The row equation, checked in every run: records read = records kept + records in quarantine.  A record is what the source counts
 (a line, an element, a table's row, a paragraph).  It is kept when at least one row came of it, otherwise it is in
@@ -94,6 +94,21 @@ class TextsSpec(CurateSpec):
     """texts are the same when they are so byte for byte, or without case and white space"""
 
 
+class LabelledSpec(CurateSpec):
+    """Rows with labels: texts or pairs of texts with one, tokens with tags, questions with a context that holds their answers."""
+
+    max_text_chars: PositiveInt = 200_000
+    """characters of one text, token sequence, or context with its question"""
+    names: tuple[str, ...] = ()
+    """what labels or tags that are numbers are called: 0 is the first"""
+    duplicates: Literal["exact", "normalised"] = "exact"
+    """rows are the same when text and label are so byte for byte, or but for case and white space of the text"""
+    heldout: float = Field(default=0.2, ge=0, lt=1)
+    """share of groups held out; a group is all rows with the same (first) text, tokens or context, or group id of the source"""
+    seed: int = 0
+    """which groups those are; a row stays on its side when rows are added"""
+
+
 # -- what comes out ----------------------------------------------------------------------------------------------
 
 _MESSAGES = pa.list_(pa.struct([("role", pa.string()), ("content", pa.string())]))
@@ -120,6 +135,8 @@ class Recipe:
         """`(file, table)` up to the rules."""
         pairs = [(f"staging/{name}", name) for name in ("given_pairs", "ranked_pairs", "labelled_pairs", "unpaired")]
         rules = [(f"staging/{self.singular}_candidates", "candidates"), (f"curation/{self.singular}_rules", "rules")]
+        if self.kind == "labelled":
+            return [*rules, ("curation/labelled_contradictions", "contradictions")]
         return [*pairs, *rules, ("curation/contradictions", "contradictions")] if self.kind == "preferences" else rules
 
     def judging(self) -> list[tuple[str, str]]:
@@ -130,7 +147,7 @@ class Recipe:
         """Every SQL file whose text decides the result."""
         checks = ["lost_records", "repeated_ids", "reasons", "source_counts", f"{self.singular}_lengths"]
         checks += ["straddling_conversations"] if self.split else []
-        checks += ["longer_chosen"] if self.kind == "preferences" else []
+        checks += ["longer_chosen"] if self.kind == "preferences" else ["label_counts"] if self.kind == "labelled" else []
         made = [name for name, _ in (*self.staging(), *self.judging())]
         return [*made, "curation/joined_conversations", f"curation/{self.kind}", *(f"checks/{name}" for name in checks)]
 
@@ -146,6 +163,22 @@ RECIPES: dict[RawKind, Recipe] = {
     ),
     "prompts": Recipe("prompts", "prompt", [_TASK, ("prompt", _MESSAGES), ("reference", pa.string())], False),
     "texts": Recipe("texts", "text", [("text", pa.string())], False),
+    "labelled": Recipe(
+        "labelled",
+        "labelled",
+        [
+            ("form", pa.string()),
+            ("text", pa.string()),
+            ("pair", pa.string()),
+            ("label", pa.string()),
+            ("tokens", pa.list_(pa.string())),
+            ("tags", pa.list_(pa.string())),
+            ("question", pa.string()),
+            ("context", pa.string()),
+            ("answers", pa.list_(pa.struct([("text", pa.string()), ("start", pa.int64())]))),
+        ],
+        True,
+    ),
 }
 
 
@@ -172,6 +205,11 @@ def texts(spec: TextsSpec, inputs: Inputs, out: Path, run: Run) -> Metrics:
     return _curate(RECIPES["texts"], spec, inputs, out, run)
 
 
+def labelled(spec: LabelledSpec, inputs: Inputs, out: Path, run: Run) -> Metrics:
+    """Write `train.parquet` and `heldout.parquet`: id, conversation, form, what the form has, source, line."""
+    return _curate(RECIPES["labelled"], spec, inputs, out, run)
+
+
 def _sql_of(kind: RawKind) -> Callable[[Spec], Mapping[str, str]]:
     return lambda spec: sql.texts(RECIPES[kind].texts())
 
@@ -180,6 +218,7 @@ INSTRUCTIONS = Stage("curate-instructions", 1, "instructions", instructions, _sq
 PREFERENCES = Stage("curate-preferences", 1, "preferences", preferences, _sql_of("preferences"))
 PROMPTS = Stage("curate-prompts", 1, "prompts", prompts, _sql_of("prompts"))
 TEXTS = Stage("curate-texts", 1, "texts", texts, _sql_of("texts"))
+LABELLED = Stage("curate-labelled", 1, "labelled", labelled, _sql_of("labelled"))
 
 
 def _curate(recipe: Recipe, spec: CurateSpec, inputs: Inputs, out: Path, run: Run) -> Metrics:
@@ -206,13 +245,15 @@ def _values(spec: CurateSpec) -> dict[str, Json]:
     values: dict[str, Json] = {
         name: getattr(spec, name) for name in type(spec).model_fields if name not in ("sources", "quarantine_budget", "over_long")
     }
+    if isinstance(spec, LabelledSpec):
+        values["names"] = [*spec.names]
     if isinstance(spec, PromptLimits):
         values["keep_long"] = spec.over_long == "keep"
     return values
 
 
 def _empty_tables(recipe: Recipe, database: sql.Database) -> None:
-    """Only pairs can contradict each other; for other kinds the tables that later steps read are there, and empty."""
+    """Only pairs and labels can contradict each other; for other kinds the tables that later steps read are there, and empty."""
     if recipe.kind != "preferences":
         database.create("contradictions", pa.schema([("candidate", pa.int64()), ("reason", pa.string())]))
         database.create("unpaired", pa.schema([("record", pa.int64()), ("part", pa.int32()), ("reason", pa.string())]))
@@ -271,6 +312,9 @@ def _write(database: sql.Database, recipe: Recipe, out: Path) -> Metrics:
         database.build("checks/longer_chosen")
         share, extra = database.rows("select longer_chosen_share, mean_extra_chars from longer_chosen")[0]
         metrics |= {"longer_chosen_share": round(float(str(share)), 6), "mean_extra_chars": round(float(str(extra)), 3)}
+    if recipe.kind == "labelled":
+        database.build("checks/label_counts")
+        metrics["labels"] = _one(database, "select count(*) from label_counts")[0]
     return metrics
 
 

@@ -28,6 +28,8 @@ def collect(database: Database, kind: str, singular: str, metrics: Metrics, layo
         "lengths": _table(database, f"{singular}_lengths", ("field", "smallest", "middle", "high", "largest")),
         "examples": _examples(database),
     }
+    if kind == "labelled":
+        report["labels"] = _table(database, "label_counts", ("label", "train", "heldout"))
     return report
 
 
@@ -66,6 +68,8 @@ def markdown(report: dict[str, Json]) -> str:
         "## Lengths in characters",
         _markdown_table(_rows(report, "lengths"), ("", "smallest", "median", "95 %", "largest")),
     ]
+    if "labels" in report:
+        parts += ["## Labels", _markdown_table(_rows(report, "labels"), ("label", "to train on", "held out"))]
     if "longer_chosen_share" in metrics:
         share, extra = float(cast(float, metrics["longer_chosen_share"])), float(cast(float, metrics["mean_extra_chars"]))
         parts += [

@@ -8,10 +8,12 @@ import pyarrow.parquet as pq
 from tasks.core.contract import Execution, Run
 from tasks.curate import (
     InstructionsSpec,
+    LabelledSpec,
     PreferencesSpec,
     PromptsSpec,
     TextsSpec,
     instructions,
+    labelled,
     preferences,
     prompts,
     texts,
@@ -22,6 +24,7 @@ STAGES = {
     "preferences": (PreferencesSpec, preferences),
     "prompts": (PromptsSpec, prompts),
     "texts": (TextsSpec, texts),
+    "labelled": (LabelledSpec, labelled),
 }
 SHARED = Path(__file__).parents[2] / "shared" / "data"
 

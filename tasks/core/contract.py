@@ -13,8 +13,9 @@ from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt
 from tasks.core.spec import Json, Spec, canonical, sha256, to_json
 
 Kind = Literal[
-    "instructions", "preferences", "prompts", "texts", "policy", "reward_model", "answers", "scores", "verdict", "release"
-]
+    "instructions", "preferences", "prompts", "texts", "labelled",
+    "policy", "reward_model", "answers", "scores", "verdict", "release",
+]  # fmt: skip
 Metrics: TypeAlias = dict[str, Json]
 Inputs: TypeAlias = Mapping[str, Path]
 """input name -> directory of a finished artifact, or a raw file the plan names"""

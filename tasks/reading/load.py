@@ -34,6 +34,9 @@ ITEMS = pa.schema(
         ("chosen_score", pa.float64()), ("rejected_score", pa.float64()), ("margin", pa.float64()), ("ordinal", pa.bool_()),
         ("answers", pa.list_(pa.struct([("text", pa.string()), ("score", pa.float64())]))),
         ("answer", pa.string()), ("liked", pa.bool_()),
+        ("pair", pa.string()), ("label", pa.string()), ("tokens", pa.list_(pa.string())), ("tags", pa.list_(pa.string())),
+        ("question", pa.string()), ("context", pa.string()),
+        ("spans", pa.list_(pa.struct([("text", pa.string()), ("start", pa.int64())]))),
     ]
 )  # fmt: skip
 _OF_ITEM = ITEMS.names[4:]

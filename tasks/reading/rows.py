@@ -32,6 +32,15 @@ class Item:
     answer: str | None = None
     liked: bool | None = None
     """what the unpaired label says of `answer`"""
+    pair: str | None = None
+    """the second of two texts that have one label"""
+    label: str | None = None
+    tokens: list[str] | None = None
+    tags: list[str] | None = None
+    question: str | None = None
+    context: str | None = None
+    spans: list[dict[str, object]] | None = None
+    """answers in the context: `{"text": ..., "start": ...}`, the character they start at where it is known"""
 
 
 LINE = "\0"

@@ -8,12 +8,12 @@ from collections.abc import Callable
 from typing import Literal, NamedTuple, TypeAlias, cast
 
 from tasks.core.errors import SpecError
-from tasks.reading import comparisons, conversations
+from tasks.reading import comparisons, conversations, labelled
 from tasks.reading.rows import ANSWER, DIALOGUE, LABELS, LINE, PROMPT, Item, Row, no_media
 from tasks.reading.spec import Schema, SourceSpec
 from tasks.reading.turns import Refused
 
-RawKind: TypeAlias = Literal["instructions", "preferences", "prompts", "texts"]
+RawKind: TypeAlias = Literal["instructions", "preferences", "prompts", "texts", "labelled"]
 Keys: TypeAlias = "set[str]"
 
 
@@ -28,6 +28,10 @@ class Known(NamedTuple):
 def _any(*names: str) -> Callable[[Keys], bool]:
     wanted = frozenset(names)
     return lambda keys: not wanted.isdisjoint(keys)
+
+
+def _all(*groups: tuple[str, ...]) -> Callable[[Keys], bool]:
+    return lambda keys: all(not keys.isdisjoint(names) for names in groups)
 
 
 def _is_pair(keys: Keys) -> bool:
@@ -96,6 +100,12 @@ SCHEMAS: dict[RawKind, tuple[Known, ...]] = {
         Known("strings", _any(LINE), conversations.bare_text),
         Known("text", _any("text", "content", "raw_content"), conversations.plain),
     ),
+    "labelled": (
+        Known("articles", _any("paragraphs"), labelled.articles),
+        Known("questions", _all(("question",), ("context",)), labelled.asked),
+        Known("tags", _all(labelled.TOKENS, labelled.TAGS), labelled.tagged),
+        Known("classes", _all(labelled.TEXT, labelled.LABEL), labelled.classed),
+    ),
 }
 
 
@@ -161,4 +171,5 @@ _MEANING: dict[RawKind, str] = {
     "preferences": "two answers to compare",
     "prompts": "prompt",
     "texts": "text",
+    "labelled": "text with a label, tokens with tags, or question with a context",
 }

@@ -13,11 +13,13 @@ Format = Literal["auto", "jsonl", "json", "csv", "tsv", "text", "parquet", "data
 Schema = Literal[
     "auto", "messages", "sharegpt", "alpaca", "completion", "tasks", "turns", "strings", "text",
     "pairs", "transcripts", "labels", "ranked", "choices", "tree",
+    "classes", "tags", "questions", "articles",
 ]  # fmt: skip
 Meaning = Literal[
     "messages", "system", "tools", "prompt", "input", "history", "answer", "reference", "instances", "turns", "text",
     "chosen", "rejected", "chosen_score", "rejected_score", "margin", "label",
     "answers", "scores", "ranks", "first", "second", "winner", "task", "conversation",
+    "pair", "tokens", "tags", "question", "context", "start",
 ]  # fmt: skip
 """what a column can mean"""
 
