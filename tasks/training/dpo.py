@@ -7,6 +7,7 @@ moves the policy by being there: its reference is taken with the prompt switched
 """
 
 import json
+import warnings
 from collections.abc import Sequence
 from contextlib import nullcontext
 from math import inf
@@ -81,7 +82,8 @@ def run(spec: DpoSpec, inputs: Inputs, out: Path, run: Run) -> Metrics:
     batches = plan_batches(spec, run, begin.model, rows=len(order), longest=longest, texts=2)
     cheap_head(run)
     collator = DataCollatorForPreference(pad_token_id=encoder.pad)
-    with full_precision(begin.model):
+    with full_precision(begin.model), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Adapter name 'ref'")  # of the copy that is removed below
         trainer = _Dpo(
             model=begin.model,
             args=arguments(

@@ -23,7 +23,7 @@ from transformers import PrinterCallback, TrainerCallback
 from tasks.core.contract import Metrics, Progress, Run
 from tasks.core.errors import AlignError, SpecError
 from tasks.core.files import write_json
-from tasks.methods import METHODS
+from tasks.methods import METHODS, PrefixTuning, PTuningV2
 from tasks.train import TrainSpec
 from tasks.training.adapters import Start, trainable_share, write_payload
 from tasks.training.batches import soft_prompt
@@ -101,6 +101,9 @@ def able(spec: TrainSpec, run: Run) -> Run:
 def arguments(config: Callable[..., Any], spec: TrainSpec, run: Run, batches: Batches, **more: object) -> Any:  # noqa: ANN401
     """TRL's arguments for `spec`: AdamW, one log a step, data in the order given."""
     cpu = torch_device(run).type == "cpu"
+    if isinstance(spec.method, PrefixTuning | PTuningV2) and hasattr(config, "router_aux_loss_coef"):
+        # The mask counts a prefix, the router never sees it, and transformers' balance of experts fails on the difference.
+        more["router_aux_loss_coef"] = 0.0
     return config(
         output_dir=str(run.work / "checkpoints"), max_steps=batches.steps, per_device_train_batch_size=batches.micro_batch,
         gradient_accumulation_steps=batches.accumulation, train_sampling_strategy="sequential", seed=spec.seed,
