@@ -3,8 +3,8 @@
 import os
 import signal
 import time
-from collections.abc import Sequence
-from contextlib import nullcontext
+from collections.abc import Generator, Sequence
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 from rich.console import Console
@@ -64,6 +64,19 @@ def up_to_date(plan: Plan, steps: dict[str, Step], *, console: Console) -> bool:
 
 def run_flow(plan: Plan, stage: str | None, *, console: Console) -> None:
     """Run the plan as a Prefect flow in this process, shown on `console`."""
+    try:
+        with watched(plan, console):
+            from flows.align import align
+
+            align(plan, stage)
+    finally:
+        if verdict := look(plan)["verdict"].artifact:
+            print_verdict(console, verdict)
+
+
+@contextmanager
+def watched(plan: Plan, console: Console) -> Generator[None]:
+    """A server to record to and live lines on `console`, while a flow over `plan` runs in the body."""
     server = prepare(plan.store.root)
     where = f"recorded at {shown(server).removesuffix('/api')}" if server else "no server runs, so a temporary one records it"
     console.print(f"[bold]{plan.name}[/bold]  store {plan.store.root}  ({where})")
@@ -71,17 +84,16 @@ def run_flow(plan: Plan, stage: str | None, *, console: Console) -> None:
     os.environ["PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL"] = (
         "CRITICAL"  # its lines go to the server; `Watch` says them in fewer words
     )
-    watch = Watch(console)
-    try:
-        with nullcontext() if server else temporary(plan.store.root):
-            from flows.align import LISTENERS, align
+    with nullcontext() if server else temporary(plan.store.root):
+        from flows.running import LISTENERS
 
-            LISTENERS.append(watch)
+        watch = Watch(console)
+        LISTENERS.append(watch)
+        try:
             with watch.showing():
-                align(plan, stage)
-    finally:
-        if verdict := look(plan)["verdict"].artifact:
-            print_verdict(console, verdict)
+                yield
+        finally:
+            LISTENERS.remove(watch)
 
 
 def _tell(plan: Plan, steps: dict[str, Step], result: str, seconds: float, *, json_output: bool) -> None:

@@ -39,18 +39,19 @@ def waste(store: Store, *, keep_days: float, now: float | None = None) -> list[W
 
 
 def _needed(store: Store) -> set[str]:
-    """Keys reachable from any channel's history and from the last run of each plan."""
+    """Keys reachable from any channel's history and from the last run of each flow over each plan."""
     roots: list[Artifact] = []
     for name in channels(store):
         for entry in history(store, name):
             if artifact := store.find("release", entry["release"]):
                 roots.append(artifact)
-    last: dict[str, list[str]] = {}
+    last: dict[tuple[str, str], list[str]] = {}
     for record in sorted(store.folder("runs").glob("*.json"), key=lambda file: file.stat().st_mtime):
         fields = json.loads(record.read_text())
         refs = [step["artifact"] for step in fields.get("steps", {}).values() if step["artifact"]]
         whole = fields["status"] == "completed"  # a failed or lost run names only what it got to: it adds, and replaces nothing
-        last[fields["plan"]["name"]] = refs if whole else [*last.get(fields["plan"]["name"], []), *refs]
+        what = (fields["plan"]["name"], fields.get("flow", "align"))
+        last[what] = refs if whole else [*last.get(what, []), *refs]
     for ref in {ref for refs in last.values() for ref in refs}:
         if artifact := store.find(*ref.split("/", 1)):
             roots.append(artifact)

@@ -1,0 +1,113 @@
+"""What every flow here shares: the store's own record of a run, its lock, who listens, how it stops, and with what it fails."""
+
+import json
+import os
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from typing import Any
+
+from prefect.futures import PrefectFuture
+from prefect.runtime import flow_run
+
+from flows.plan import Plan, as_json
+from tasks.core import stop
+from tasks.core.errors import AlignError
+from tasks.core.files import locked, write_json
+from tasks.core.launch import PARENT, end_with
+from tasks.core.spec import Json
+from tasks.core.store import Store
+from tasks.stage import Event, Submit
+
+LISTENERS: list[Callable[[Event], None]] = []
+"""who hears what the stages of this process do; the command line adds itself"""
+
+
+def tell(event: Event) -> None:
+    """Pass `event` on to every listener."""
+    for listener in LISTENERS:
+        listener(event)
+
+
+def named(flow: str) -> Callable[[], str]:
+    """How runs of `flow` are called on the server: the plan's name, the flow's unless it is the main one, the time."""
+
+    def name() -> str:
+        parameters: dict[str, Any] = flow_run.parameters  # pyright: ignore[reportAttributeAccessIssue]
+        return _stamped(parameters["plan"].name, flow)
+
+    return name
+
+
+def _stamped(plan: str, flow: str) -> str:
+    return "-".join([plan, *([flow] if flow != "align" else []), f"{datetime.now(UTC):%Y%m%d-%H%M%S}"])
+
+
+@contextmanager
+def recorded(flow: str, plan: Plan, build: Submit) -> Generator[None]:
+    """Record a run of `flow` while the body runs; whatever ends the body ends every child and wait of this process too."""
+    record = _Record(flow, build.workshop.store, plan)
+    stop.allow()
+    if worker := os.environ.get(PARENT):
+        end_with(int(worker))
+    with locked(record.lock):  # the kernel lets go of it, however this process dies
+        record.open()
+        try:
+            yield
+        except BaseException as error:
+            stop.stop()
+            record.close(build, error)
+            raise
+        record.close(build, None)
+
+
+def failure(name: str, future: PrefectFuture[Any]) -> Exception | None:
+    """What the stage `name` failed with; None where it did not, and where it only lacked the result of one that did.
+
+    Raises what is no failure of the stage: an interrupt.
+    """
+    future.wait()
+    if not (future.state.is_failed() or future.state.is_crashed() or future.state.is_cancelled()):
+        return None
+    try:
+        future.result(raise_on_failure=True)
+    except Exception as error:  # noqa: BLE001  whoever asked decides
+        return error
+    return AlignError(f"{name}: ended as {future.state.name}: {future.state.message}")
+
+
+class _Record:
+    """The store's own record of a run: `.runs/<run>.json`, for `align show` and for what garbage collection keeps."""
+
+    def __init__(self, flow: str, store: Store, plan: Plan) -> None:
+        self.run = f"{_stamped(plan.name, flow)}-{os.getpid()}"
+        self._path = store.folder("runs") / f"{self.run}.json"
+        self.lock = self._path.with_suffix(".lock")
+        self._fields: dict[str, Json] = {
+            "run": self.run,
+            "flow": flow,
+            "plan": as_json(plan),
+            "flow_run": str(flow_run.id),  # pyright: ignore[reportAttributeAccessIssue]
+            "started": datetime.now(UTC).isoformat(timespec="seconds"),
+            "status": "running",
+        }
+
+    def open(self) -> None:
+        """Note that the run began."""
+        write_json(self._path, self._fields)
+
+    def close(self, build: Submit, error: BaseException | None) -> None:
+        """Note which artifacts the stages ended with, and how the run did."""
+        steps: dict[str, Json] = {}
+        for name, future in build.futures.items():
+            done = future.state.is_completed()
+            steps[name] = {"state": future.state.name, "artifact": future.result() if done else None}
+        self._fields |= {
+            "finished": datetime.now(UTC).isoformat(timespec="seconds"),
+            "status": "completed" if error is None else type(error).__name__ if isinstance(error, Exception) else "interrupted",
+            "error": (str(error) or type(error).__name__) if error else None,
+            "steps": steps,
+        }
+        write_json(self._path, json.loads(json.dumps(self._fields)))
+        if error is None or isinstance(error, Exception):
+            self.lock.unlink(missing_ok=True)  # else `flows.reap` looks after it
