@@ -5,7 +5,7 @@ Every prompt has random draws of its own, so an answer does not depend on the ba
 """
 
 import hashlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -74,9 +74,25 @@ def answers(
         yield from zip(batch, spoken, strict=True)
 
 
-@torch.inference_mode()
 def decode(model: Any, prompts: Sequence[list[int]], encoder: Encoder, new_tokens: int, pick: Pick) -> list[list[int]]:  # noqa: ANN401
-    """The answer to each of `prompts`, at most `new_tokens` tokens; `pick` gets positions in `prompts`.
+    """The answer to each of `prompts`, at most `new_tokens` tokens; `pick` gets positions in `prompts`."""
+    spoken: list[list[int]] = [[] for _ in prompts]
+    for said in speak(model, prompts, encoder, new_tokens, pick):
+        for row, token in said:
+            spoken[row].append(token)
+    return spoken
+
+
+@torch.inference_mode()
+def speak(
+    model: Any,  # noqa: ANN401  transformers and PEFT models
+    prompts: Sequence[list[int]],
+    encoder: Encoder,
+    new_tokens: int,
+    pick: Pick,
+    quiet: Collection[int] = (),
+) -> Iterator[list[tuple[int, int]]]:
+    """Yield the next (row, token) of every row that still speaks, step by step; a row ends at its stop token, or once in `quiet`.
 
     A soft prompt enters the cache in the first step; the base model does the rest.
     """
@@ -87,18 +103,15 @@ def decode(model: Any, prompts: Sequence[list[int]], encoder: Encoder, new_token
         forward, given = model.get_base_model(), under_soft_prompt(model, ids_BT, mask_BT)
     mask_BT, position_BT = given["attention_mask"], given["position_ids"]
     rows = list(range(len(prompts)))
-    spoken: list[list[int]] = [[] for _ in prompts]
     for step in range(new_tokens):
         output = forward(**given, use_cache=True, logits_to_keep=1)
         cache = output.past_key_values
         next_B = pick(output.logits[:, -1].float(), rows, step)
-        alive = []
-        for i, token in enumerate(next_B.tolist()):
-            spoken[rows[i]].append(token)
-            if token not in encoder.stops:
-                alive.append(i)
+        said = list(zip(rows, next_B.tolist(), strict=True))
+        yield said
+        alive = [i for i, (row, token) in enumerate(said) if token not in encoder.stops and row not in quiet]
         if not alive:
-            break
+            return
         if len(alive) < len(rows):
             keep = torch.tensor(alive, device=next_B.device)
             cache.batch_select_indices(keep)
@@ -107,7 +120,6 @@ def decode(model: Any, prompts: Sequence[list[int]], encoder: Encoder, new_token
         position_BT = position_BT[:, -1:] + 1
         mask_BT = torch.cat([mask_BT, mask_BT.new_ones(len(rows), 1)], dim=1)
         given = {"input_ids": next_B[:, None], "attention_mask": mask_BT, "position_ids": position_BT, "past_key_values": cache}
-    return spoken
 
 
 def _of_batch(pick: Pick, batch: Sequence[int], logits_BV: Tensor, rows: list[int], step: int) -> Tensor:
@@ -119,24 +131,28 @@ def _likeliest(logits_BV: Tensor, rows: list[int], step: int) -> Tensor:
 
 
 def _sampler(spec: AnswersSpec, ids: Sequence[str]) -> Pick:
-    """Nucleus sampling (arXiv:1904.09751) by inverting the distribution at a uniform draw that belongs to prompt and step."""
-    draws = np.stack([_uniform(spec.seed, name, spec.max_new_tokens) for name in ids])
+    """Nucleus sampling at draws that belong to prompt and step."""
+    draws = np.stack([uniform(spec.seed, name, spec.max_new_tokens) for name in ids])
 
     def pick(logits_BV: Tensor, rows: list[int], step: int) -> Tensor:
-        share_BV, token_BV = torch.softmax(logits_BV.double() / spec.temperature, dim=-1).sort(
-            dim=-1, descending=True, stable=True
-        )
-        upto_BV = share_BV.cumsum(dim=-1)
-        kept_B = ((upto_BV - share_BV) < spec.top_p).sum(dim=-1, keepdim=True)
-        mass_B = upto_BV.gather(1, kept_B - 1)
-        drawn_B = torch.from_numpy(draws[rows, step]).to(logits_BV.device)[:, None] * mass_B
-        place_B = torch.searchsorted(upto_BV, drawn_B, right=True).minimum(kept_B - 1)
-        return token_BV.gather(1, place_B)[:, 0]
+        return drawn(logits_BV, draws[rows, step], temperature=spec.temperature, top_p=spec.top_p)
 
     return pick
 
 
-def _uniform(seed: int, name: str, count: int) -> np.ndarray:
+def drawn(logits_BV: Tensor, uniform_B: np.ndarray, *, temperature: float, top_p: float) -> Tensor:
+    """Nucleus sampling (arXiv:1904.09751) by inverting each row's distribution at its number in [0, 1)."""
+    share_BV, token_BV = torch.softmax(logits_BV.double() / temperature, dim=-1).sort(dim=-1, descending=True, stable=True)
+    upto_BV = share_BV.cumsum(dim=-1)
+    kept_B = ((upto_BV - share_BV) < top_p).sum(dim=-1, keepdim=True)
+    mass_B = upto_BV.gather(1, kept_B - 1)
+    drawn_B = torch.from_numpy(uniform_B).to(logits_BV.device)[:, None] * mass_B
+    place_B = torch.searchsorted(upto_BV, drawn_B, right=True).minimum(kept_B - 1)
+    return token_BV.gather(1, place_B)[:, 0]
+
+
+def uniform(seed: int, name: str, count: int) -> np.ndarray:
+    """`count` numbers in [0, 1) that belong to `seed` and `name`."""
     key = int.from_bytes(hashlib.sha256(f"{seed}\n{name}".encode()).digest()[:16], "little")
     return np.random.Generator(np.random.Philox(key=key)).random(count)
 

@@ -74,10 +74,10 @@ def load(
     if task == "policy" and record.task == "reward":
         raise DataError(f"{policy}: a reward model, where a policy is needed; swap the inputs?")
     device = torch_device(run)
-    source = _source(policy, record, run)
+    source = checked_source(policy, record, run)
     tokenizer = AutoTokenizer.from_pretrained(source, **_LOCAL)
     torch.manual_seed(seed)
-    model = _body(source, record, task, device, keep_float32=trainable and (merged or not record.adapters))
+    model = bare(source, record, task, device, keep_float32=trainable and (merged or not record.adapters))
     if record.quantization and merged and record.adapters:
         model = model.dequantize().to(torch.float32)
     folders = [policy / ADAPTERS / name for name in record.adapters]
@@ -86,9 +86,9 @@ def load(
             raise SpecError(
                 f"{policy}: {len(folders)} adapters on a 4-bit base would have to be merged into it; add a merge stage"
             )
-        model = _with_adapter(model, folder, None).merge_and_unload()
+        model = with_adapter(model, folder, None).merge_and_unload()
     if folders and not merged:
-        model = _with_adapter(model, folders[-1], PEFT_TASKS[task], trainable=trainable)
+        model = with_adapter(model, folders[-1], PEFT_TASKS[task], trainable=trainable)
     elif trainable:
         model.requires_grad_(True)
     if task == "reward":
@@ -144,7 +144,7 @@ def quantization() -> BitsAndBytesConfig:
     )  # fmt: skip
 
 
-def _source(policy: Path, record: PolicyRecord, run: Run) -> Path:
+def checked_source(policy: Path, record: PolicyRecord, run: Run) -> Path:
     """The folder of weights and tokenizer, checked against the record."""
     source = policy / MODEL if (policy / MODEL).is_dir() else check_base(run.models, record.base)
     for what, found, wanted in (
@@ -162,7 +162,8 @@ def _source(policy: Path, record: PolicyRecord, run: Run) -> Path:
     return source
 
 
-def _body(source: Path, record: PolicyRecord, task: Task, device: torch.device, *, keep_float32: bool) -> Any:  # noqa: ANN401
+def bare(source: Path, record: PolicyRecord, task: Task, device: torch.device, *, keep_float32: bool = False) -> Any:  # noqa: ANN401
+    """The model of `source` without any adapter, as the record wants it held."""
     extra: dict[str, Any] = {"dtype": torch.float32 if device.type == "cpu" or keep_float32 else torch.bfloat16}
     if record.quantization == "nf4":
         extra |= {"quantization_config": quantization(), "device_map": {"": str(device)}}
@@ -178,7 +179,7 @@ def _body(source: Path, record: PolicyRecord, task: Task, device: torch.device, 
     return model
 
 
-def _with_adapter(model: Any, folder: Path, peft_task: str | None, *, trainable: bool = False) -> Any:  # noqa: ANN401
+def with_adapter(model: Any, folder: Path, peft_task: str | None, *, trainable: bool = False) -> Any:  # noqa: ANN401
     """`model` with the adapter of `folder` as `default`; a head that the folder lacks stays as it is in `model`."""
     config = PeftConfig.from_pretrained(str(folder))
     headless = config.task_type != "SEQ_CLS" and peft_task == "SEQ_CLS"
