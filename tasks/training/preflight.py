@@ -12,6 +12,7 @@ from tasks.core.contract import Run
 from tasks.core.errors import AlignError, MachineError, SpecError
 from tasks.core.launch import MICRO_BATCH
 from tasks.train import TrainSpec
+from tasks.training.batches import soft_tokens
 
 LIBRARIES = 1_200_000_000
 """bytes that torch, transformers and their kernels take before any model (measured: 0.9 to 1.2 GB)"""
@@ -43,6 +44,7 @@ def plan_batches(spec: TrainSpec, run: Run, model: Any, *, rows: int, longest: i
     if spec.global_batch % processes:
         raise SpecError(f"global_batch {spec.global_batch} cannot be shared by {processes} processes; make it a multiple")
     share = spec.global_batch // processes
+    longest = _with_soft_prompt(model, longest)
     sizes = [n for n in range(min(run.execution.micro_batch or 8, share), 0, -1) if share % n == 0]
     limit = available_bytes(run) // (1 if _on_gpu(run) else processes)
     needs = {
@@ -79,6 +81,18 @@ def estimate_bytes(model: Any, *, tokens: int, checkpointing: bool) -> int:  # n
     per_token = (layers * config.hidden_size + block) if checkpointing else layers * block
     tile = 3 * HEAD_TOKENS * min(HEAD_VOCABULARY, config.vocab_size) * 4
     return LIBRARIES + weights + 12 * trainable + int(1.15 * tokens * per_token * width) + tile
+
+
+def _with_soft_prompt(model: Any, longest: int) -> int:  # noqa: ANN401
+    """Tokens of the longest text with the soft prompt before it.  Raises SpecError where only the text alone fits the model."""
+    before = soft_tokens(model)
+    room = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    if before and room and longest <= room < longest + before:
+        raise SpecError(
+            f"a text of {longest} tokens and the {before} of the soft prompt exceed the model's {room} positions; lower max_length "
+            f"to {room - before}, or the method's length"
+        )
+    return before + longest
 
 
 def available_bytes(run: Run) -> int:
