@@ -12,11 +12,11 @@ import numpy as np
 
 from evals import modules
 from evals.scores import Scores, Series
-from evals.statistics import Floats, Sample, difference, mean, perplexity, perplexity_ratio, ratio, shares
+from evals.statistics import Floats, Sample, contrast, difference, macro_f1, mean, perplexity, perplexity_ratio, ratio, shares
 from tasks.core.errors import DataError, SpecError
 
-Against = Literal["parent", "base"]
-COMPARATORS: tuple[Against, ...] = ("parent", "base")
+Against = Literal["parent", "base", "majority"]
+COMPARATORS: tuple[Against, ...] = ("parent", "base", "majority")
 _OTHER = "against"
 """stands in `needs` for whichever subject the metric is compared with"""
 _SHARE = (0.0, 1.0)
@@ -34,6 +34,8 @@ class Metric:
     unit: str
     better: Literal["higher", "lower"]
     meaning: str
+    differs: bool = False
+    """measured on the candidate alone, or with `against` as its value less the other's"""
 
     @property
     def comparative(self) -> bool:
@@ -43,6 +45,15 @@ class Metric:
     def wants(self, against: Against | None) -> list[tuple[str, str]]:
         """The (subject, raw metric) it is made from when compared with `against`."""
         return [(against or "" if subject == _OTHER else subject, raw) for subject, raw in self.needs]
+
+    def compared(self) -> "Metric":
+        """The difference to another subject, of a metric that is measured on the candidate alone."""
+
+        def of(*series: Series) -> Sample:
+            return contrast(self.of(*series[: len(self.needs)]), self.of(*series[len(self.needs) :]))
+
+        needs = (*self.needs, *((_OTHER, raw) for _, raw in self.needs))
+        return Metric(of, needs, "difference", self.better, f"{self.meaning}; less the other's")
 
     def sample(self, scores: Scores, against: Against | None) -> Sample:
         """What is estimated.  Raises DataError where scores are missing or do not pair up."""
@@ -89,6 +100,18 @@ def _difference(candidate: Series, other: Series) -> Sample:
 
 def _length_ratio(candidate: Series, other: Series) -> Sample:
     return ratio(candidate.values, other.values, candidate.clusters)
+
+
+def _macro_f1(predicted: Series, true: Series) -> Sample:
+    return macro_f1(predicted.values, true.values, predicted.clusters)
+
+
+def _entity_f1(right: Series, predicted: Series, true: Series) -> Sample:
+    return ratio(2 * right.values, predicted.values + true.values, right.clusters, support=_SHARE)
+
+
+def _share_of(part: Series, whole: Series) -> Sample:
+    return ratio(part.values, whole.values, part.clusters, support=_SHARE)
 
 
 def _perplexity(series: Series) -> Sample:
@@ -170,6 +193,23 @@ METRICS: dict[str, Metric] = {
         _share, (("candidate", "finished"),), "share of prompts", "higher",
         "answers that end by themselves before the limit",
     ),
+    "macro_f1": Metric(
+        _macro_f1, (("candidate", "label_predicted"), ("candidate", "label_true")), "mean of labels", "higher",
+        "mean over labels of the F1 of each; a label that a sample neither holds nor is given is left out",
+        differs=True,
+    ),
+    "entity_f1": Metric(
+        _entity_f1,
+        (("candidate", "entities_right"), ("candidate", "entities_predicted"), ("candidate", "entities_true")),
+        "share of entities", "higher",
+        "F1 over the entities of all items together: a span of BIO tags is right where its ends and its type are",
+        differs=True,
+    ),
+    "tag_accuracy": Metric(
+        _share_of, (("candidate", "tags_right"), ("candidate", "tags")), "share of tags", "higher",
+        "tags that are right, of all items together",
+        differs=True,
+    ),
 }  # fmt: skip
 RAW = frozenset(raw for metric in METRICS.values() for _, raw in metric.needs)
 """names of raw scores: no module may take one"""
@@ -178,7 +218,7 @@ RAW = frozenset(raw for metric in METRICS.values() for _, raw in metric.needs)
 def metric(name: str, against: Against | None) -> Metric:
     """The metric `name`, a row of METRICS or a module.  Raises SpecError, with the nearest names, if it is neither."""
     if name in METRICS:
-        return METRICS[name]
+        return METRICS[name].compared() if against and METRICS[name].differs else METRICS[name]
     own = modules.names()
     if name not in own:
         raise SpecError(f"{name}: no such metric{modules.nearest(name, [*METRICS, *own])}")

@@ -1,9 +1,10 @@
 # pyright: basic
 """Metrics of your own: `evals/metrics/<name>/<name>.py`, a Hugging Face `evaluate` module, found by its folder's name.
 
-`compute(predictions=..., references=...)` returns `{"<name>": mean, "values": [one number per prediction]}`.  A module declares
-in its features what it wants of predictions (the answers), references and prompts (the last user turn).  One import per line:
-`evaluate` finds them by a regex.
+`compute(predictions=..., references=...)` returns `{"<name>": mean, "values": [one number per prediction]}`.  A metric that is no
+mean of items returns `"counts": {<raw metric>: [one number per prediction]}` instead, and a row of `evals.estimates.METRICS` says
+what follows from their totals.  A module declares in its features what it wants of predictions (answers), references and prompts
+(the last user turn).  One import per line: `evaluate` finds them by a regex.
 """
 
 import math
@@ -22,7 +23,7 @@ def names(folder: Path = FOLDER) -> list[str]:
     """All modules there are, sorted; nothing is imported.
 
     >>> names()
-    ['exact_match', 'filler_opening', 'repetition']
+    ['accuracy', 'entity_f1', 'exact_match', 'filler_opening', 'macro_f1', 'repetition', 'token_f1']
     """
     return sorted(path.parent.name for path in folder.glob("*/*.py") if path.stem == path.parent.name)
 
@@ -57,7 +58,19 @@ def values(
     *,
     folder: Path = FOLDER,
 ) -> list[float | None]:
-    """What module `name` says about each answer; None where it wants a reference and there is none.
+    """What module `name`, whose metric is a mean, says about each answer; see `columns`."""
+    return columns(name, predictions, references, prompts, folder=folder)[name]
+
+
+def columns(
+    name: str,
+    predictions: Sequence[str],
+    references: Sequence[str | None],
+    prompts: Sequence[str],
+    *,
+    folder: Path = FOLDER,
+) -> dict[str, list[float | None]]:
+    """Raw metric -> what module `name` says of it for each answer; None where it wants a reference and there is none.
 
     Raises DataError naming the module if it fails, gives another number of values, or one that is no finite number.
     """
@@ -75,21 +88,27 @@ def values(
     there = [i for i, reference in enumerate(references) if reference is not None or "references" not in wanted]
     if not there:
         raise DataError(f"{name}: none of the {len(predictions)} prompts has {'a reference' if predictions else 'an answer'}")
-    columns: dict[str, Sequence[str | None]] = dict(zip(_OFFERED, (predictions, references, prompts), strict=True))
+    offered: dict[str, Sequence[str | None]] = dict(zip(_OFFERED, (predictions, references, prompts), strict=True))
     try:
-        result = module.compute(**{feature: [columns[feature][i] for i in there] for feature in wanted})
+        result = module.compute(**{feature: [offered[feature][i] for i in there] for feature in wanted})
     except Exception as error:
         raise DataError(f"{path}: the metric module failed: {type(error).__name__}: {error}") from error
-    found: list[float | None] = [None] * len(predictions)
-    for i, value in zip(there, _checked(path, name, result, len(there)), strict=True):
-        found[i] = value
+    found: dict[str, list[float | None]] = {}
+    for raw, numbers in _checked(path, name, result, len(there)).items():
+        found[raw] = [None] * len(predictions)
+        for i, value in zip(there, numbers, strict=True):
+            found[raw][i] = value
     return found
 
 
-def _checked(path: Path, name: str, result: Any, count: int) -> list[float]:  # noqa: ANN401  anything may come back
-    if not isinstance(result, dict) or not {name, "values"} <= result.keys():
+def _checked(path: Path, name: str, result: Any, count: int) -> dict[str, list[float]]:  # noqa: ANN401  anything may come back
+    if not isinstance(result, dict) or name not in result or not ("values" in result or isinstance(result.get("counts"), dict)):
         raise DataError(f'{path}: compute must return {{"{name}": mean, "values": [one per prediction]}}, not {result!r:.80}')
-    given = list(result["values"])
+    given = {name: result["values"]} if "values" in result else result["counts"]
+    return {str(raw): _numbers(path, list(numbers), count) for raw, numbers in given.items()}
+
+
+def _numbers(path: Path, given: list[Any], count: int) -> list[float]:
     if len(given) != count:
         raise DataError(f"{path}: {len(given)} values for {count} predictions; return one per prediction, in their order")
     try:

@@ -80,11 +80,7 @@ class Sample:
             )
         if sizes == {0}:
             raise DataError("no items to estimate from; is the held-out part empty?")
-        for column in self.columns:
-            if bad := int(np.count_nonzero(~np.isfinite(column))):
-                raise DataError(
-                    f"{bad} of {len(column)} values are NaN or infinite; look at the scores of the model that gave them"
-                )
+        _refuse_nan(*self.columns)
 
     def estimate(self, level: float, *, seed: int, resamples: int = RESAMPLES, batch: int | None = None) -> Estimate:
         """The quantity with its interval of coverage `level`.
@@ -107,7 +103,7 @@ class Sample:
                 paired=True,
                 vectorized=True,
                 n_resamples=resamples,
-                batch=batch or max(1, _BATCH // n),
+                batch=batch or max(1, 2 * _BATCH // (n * len(totals))),
                 confidence_level=_widened(level, n),
                 method="BCa",
                 rng=np.random.default_rng(seed),
@@ -157,9 +153,44 @@ def mean(values: Floats, clusters: Texts, *, support: Range | None = None) -> Sa
     return Sample((values, np.ones(len(values))), clusters, lambda total, count: total / count, support)
 
 
-def ratio(above: Floats, below: Floats, clusters: Texts) -> Sample:
+def ratio(above: Floats, below: Floats, clusters: Texts, *, support: Range | None = None) -> Sample:
     """Total over total, both measured on the same items."""
-    return Sample((above, below), clusters, lambda a, b: a / b)
+    return Sample((above, below), clusters, lambda a, b: a / b, support)
+
+
+def macro_f1(predicted: Floats, true: Floats, clusters: Texts) -> Sample:
+    """Mean over labels of 2 right / (predicted + true); labels are numbers.  A resample leaves out what it has nothing of.
+
+    >>> one, two = np.array([0.0, 0.0, 1.0, 1.0]), np.array([0.0, 1.0, 1.0, 1.0])
+    >>> round(macro_f1(one, two, np.array(list("abcd"))).estimate(0.95, seed=0, resamples=1000).value, 6)
+    0.733333
+    """
+    _refuse_nan(predicted, true)
+    right = [((predicted == label) & (true == label)).astype(np.float64) for label in np.union1d(predicted, true)]
+    both = [(predicted == label).astype(np.float64) + (true == label) for label in np.union1d(predicted, true)]
+
+    def of_totals(*totals: Any) -> Any:  # noqa: ANN401  numbers or arrays of one shape
+        above, below = (np.stack(part) for part in (totals[: len(right)], totals[len(right) :]))
+        there = below > 0
+        return (2 * above / np.where(there, below, 1)).sum(axis=0) / there.sum(axis=0)
+
+    return Sample((*right, *both), clusters, of_totals, (0.0, 1.0))
+
+
+def contrast(one: Sample, other: Sample) -> Sample:
+    """What is estimated from `one` less what is from `other`, on the same items drawn together."""
+    if not np.array_equal(one.clusters, other.clusters):
+        raise DataError("unpaired: the two were not measured on the same items")
+    first = len(one.columns)
+    support = None
+    if one.support and other.support:
+        support = (one.support[0] - other.support[1], one.support[1] - other.support[0])
+    return Sample(
+        (*one.columns, *other.columns),
+        one.clusters,
+        lambda *totals: one.of_totals(*totals[:first]) - other.of_totals(*totals[first:]),
+        support,
+    )
 
 
 def perplexity(nll: Floats, tokens: Floats, clusters: Texts) -> Sample:
@@ -188,6 +219,12 @@ def shares(differences: Sequence[float] | Floats) -> Floats:
     [1.0, 0.5, 0.0]
     """
     return (np.sign(np.asarray(differences, dtype=np.float64)) + 1) / 2
+
+
+def _refuse_nan(*columns: Floats) -> None:
+    for column in columns:
+        if bad := int(np.count_nonzero(~np.isfinite(column))):
+            raise DataError(f"{bad} of {len(column)} values are NaN or infinite; look at the scores of the model that gave them")
 
 
 def _totals(column: Floats, where: npt.NDArray[np.intp], count: int) -> Floats:

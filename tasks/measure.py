@@ -89,7 +89,7 @@ def measure_answers(spec: MetricsSpec, inputs: Inputs, out: Path, run: Run) -> M
         }
         for name in spec.metrics:
             run.log(f"{name}: {len(answers)} answers of {subject}")
-            columns[name] = modules.values(
+            columns |= modules.columns(
                 name,
                 [answer["answer"] for answer in answers],
                 [references[answer["id"]] for answer in answers],
@@ -98,7 +98,8 @@ def measure_answers(spec: MetricsSpec, inputs: Inputs, out: Path, run: Run) -> M
         for name, values in columns.items():
             found = [(answer, value) for answer, value in zip(answers, values, strict=True) if value is not None]
             rows += [score(name, answer, value, subject=subject) for answer, value in found]
-            means[f"{name}/{subject}"] = sum(value for _, value in found) / len(found)
+            if name in ("answer_tokens", "finished", *spec.metrics):  # what a module counts has no mean that says anything
+                means[f"{name}/{subject}"] = sum(value for _, value in found) / len(found)
     write_scores(out, rows)
     return means
 

@@ -27,6 +27,13 @@ TEXTS = {
     "candidate": [*rows("answer_nll", [1.0, 2.0], weight=10), *rows("text_nll", [1.0, 1.0], weight=10)],
     "parent": [*rows("answer_nll", [2.0, 2.0], weight=10), *rows("text_nll", [1.0, 0.8], weight=10)],
 }
+HEADS = {
+    "candidate": [
+        *rows("label_predicted", [0, 0, 1, 1]), *rows("label_true", [0, 1, 1, 1]),
+        *rows("entities_right", [1, 0, 2, 0]), *rows("entities_predicted", [1, 1, 2, 1]), *rows("entities_true", [2, 0, 2, 1]),
+        *rows("tags_right", [3, 4, 5, 0]), *rows("tags", [4, 4, 5, 2]),
+    ],
+}  # fmt: skip
 WORKED_OUT = {
     "preference_accuracy": (1 + 0 + 0.5 + 0) / 4,
     "preference_gain_over_length": (0 + 0 + 0 + 0) / 4,
@@ -41,6 +48,9 @@ WORKED_OUT = {
     "text_perplexity_ratio": math.exp(0.1),
     "answer_length_ratio": 40 / 50,
     "finished_rate": 3 / 4,
+    "macro_f1": (2 * 1 / (2 + 1) + 2 * 2 / (2 + 3)) / 2,
+    "entity_f1": 2 * 3 / (5 + 5),
+    "tag_accuracy": 12 / 15,
 }
 
 
@@ -48,7 +58,7 @@ WORKED_OUT = {
 def scores(tmp_path):
     inputs = {"rewards": write(tmp_path / "rewards", [*LONGER, *PAIRS])}
     for who in ("candidate", "parent"):
-        inputs[f"scores_{who}"] = write(tmp_path / who, [*LOGPS[who], *ANSWERS[who], *TEXTS[who], *LONGER])
+        inputs[f"scores_{who}"] = write(tmp_path / who, [*LOGPS[who], *ANSWERS[who], *TEXTS[who], *HEADS.get(who, []), *LONGER])
     return Scores.read(inputs)
 
 
@@ -108,7 +118,7 @@ def test_equal_models_are_equal_on_every_comparison(tmp_path):
 def test_nan_in_the_scores_is_an_error_for_every_metric(tmp_path):
     gone = [
         {**line, "value": math.nan} if line["item"] == "i001" else line
-        for line in [*LOGPS["candidate"], *ANSWERS["candidate"], *TEXTS["candidate"], *LONGER, *PAIRS]
+        for line in [*LOGPS["candidate"], *ANSWERS["candidate"], *TEXTS["candidate"], *HEADS["candidate"], *LONGER, *PAIRS]
     ]
     folder = write(tmp_path / "nan", gone)
     scores = Scores.read({"scores_candidate": folder, "scores_parent": folder})
