@@ -12,12 +12,12 @@ from typing import Any
 
 import torch
 from peft import PeftConfig
-from peft.tuners.tuners_utils import BaseTuner, check_adapters_to_merge
+from peft.tuners.tuners_utils import check_adapters_to_merge
 from torch import nn
 from torch.func import functional_call
 
 from tasks.core.errors import SpecError
-from tasks.training.methods.tuner import HEADS, OwnLayer, OwnType, is_linear, plain, walk, widths
+from tasks.training.methods.tuner import HEADS, OwnLayer, OwnTuner, OwnType, is_linear, plain, walk, widths
 
 
 @dataclass
@@ -102,7 +102,7 @@ class BitFitLayer(OwnLayer):
         self.merged_adapters.clear()
 
 
-class BitFitModel(BaseTuner):
+class BitFitModel(OwnTuner):
     """A model whose biases are trained."""
 
     prefix = "bitfit_"

@@ -14,12 +14,11 @@ from typing import Any
 
 import torch
 from peft import PeftConfig
-from peft.tuners.tuners_utils import BaseTuner
 from torch import nn
 from torch.func import functional_call
 
 from tasks.core.errors import SpecError
-from tasks.training.methods.tuner import OwnLayer, OwnType, dtype_of, is_linear, is_norm, plain, walk, widths
+from tasks.training.methods.tuner import OwnLayer, OwnTuner, OwnType, dtype_of, is_linear, is_norm, plain, walk, widths
 
 _INPUT = re.compile(r"w?(q|k|v)", re.IGNORECASE)
 """beginnings of the names of attention's inputs, queries, keys and values, in every family: q_proj, key, v_lin, Wqkv, ..."""
@@ -93,7 +92,7 @@ class NormLayer(OwnLayer):
         self.add(adapter_name, {"bottleneck_norm": copy.deepcopy(self.base_layer)})
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:  # noqa: ANN401
-        """The copy's output.  It trains in float32 and computes in the model's precision, so a bfloat16 model starts unchanged."""
+        """The copy's output.  It trains in float32 and computes in the model's precision: in bfloat16 the start is exact."""
         name = self.single()
         if name is None:
             return self.base_layer(*args, **kwargs)
@@ -103,7 +102,7 @@ class NormLayer(OwnLayer):
         return functional_call(norm, {key: p.to(precision) for key, p in norm.named_parameters()}, args, kwargs)
 
 
-class BottleneckModel(BaseTuner):
+class BottleneckModel(OwnTuner):
     """A model with bottleneck adapters."""
 
     prefix = "bottleneck_"

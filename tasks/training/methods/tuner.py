@@ -83,6 +83,13 @@ class OwnLayer(nn.Module, BaseTunerLayer):
         super().enable_adapters(enabled)
 
 
+class OwnTuner(BaseTuner):
+    """A tuner whose layers may wrap any module, a whole mixture of experts too."""
+
+    def _replace_module(self, parent: Any, child_name: str, new_module: nn.Module, child: nn.Module) -> None:  # noqa: ANN401
+        setattr(parent, child_name, new_module)  # PEFT would also copy a weight, which not every module has
+
+
 def plain(module: nn.Module) -> nn.Module:
     """What a wrapper of PEFT or of ours wraps."""
     if isinstance(module, BaseTunerLayer):
