@@ -182,6 +182,7 @@ def fit(trainer: Any, begin: Start, batches: Batches, out: Path, run: Run, token
         "processes": batches.processes,
         "memory_estimate_bytes": batches.estimate,
         "peak_rss_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+        "peak_gpu_bytes": torch.cuda.max_memory_allocated() if torch_device(run).type == "cuda" else None,
     }
 
 
