@@ -103,7 +103,8 @@ def _command(processes: int) -> list[str]:
     return [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}", *module]
 
 
-def _environment(run: Run) -> dict[str, str]:
+def environment(run: Run) -> dict[str, str]:
+    """Environment of a child: our modules, its share of the cores, no network."""
     threads = run.execution.threads or max(1, (os.cpu_count() or 1) // (run.execution.parallel * run.execution.processes))
     environment = {
         **os.environ,
@@ -128,7 +129,7 @@ def _stream(command: list[str], work: Path, run: Run) -> tuple[int, list[str]]:
     check()
     process = subprocess.Popen(
         tied(command),
-        cwd=work, env=_environment(run), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL,
+        cwd=work, env=environment(run), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL,
         start_new_session=True,
     )  # fmt: skip
     try:

@@ -30,10 +30,7 @@ def main(path: Path) -> int:
     """Run the job that `path` describes; 0 when it left metrics."""
     if os.environ.get("LOCAL_RANK"):
         ctypes.CDLL(None).prctl(1, 9)  # one of several: die with the launcher
-    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it warns of GPU kernels wherever it is imported
-    warnings.filterwarnings("ignore", category=FutureWarning, module="trl|transformers|peft")
-    for said in HARMLESS:
-        warnings.filterwarnings("ignore", message=said)
+    quiet()
     job = json.loads(path.read_text())
     work = Path(job["work"])
     first = int(os.environ.get("RANK", "0")) == 0
@@ -49,7 +46,7 @@ def main(path: Path) -> int:
         _log(traceback.format_exc())
         if not isinstance(error, Exception):
             return 130
-        known = _classified(error)
+        known = classified(error)
         write_json(work / "error.json", {"type": type(known).__name__, "message": redact(str(known))})
         return known.exit_code
     if first:
@@ -57,7 +54,16 @@ def main(path: Path) -> int:
     return 0
 
 
-def _classified(error: Exception) -> AlignError:
+def quiet() -> None:
+    """Keep what is known to be harmless out of the log."""
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it warns of GPU kernels wherever it is imported
+    warnings.filterwarnings("ignore", category=FutureWarning, module="trl|transformers|peft")
+    for said in HARMLESS:
+        warnings.filterwarnings("ignore", message=said)
+
+
+def classified(error: Exception) -> AlignError:
+    """What `error` is to people."""
     if isinstance(error, AlignError):
         return error
     text = str(error)
