@@ -89,8 +89,8 @@ def _with_soft_prompt(model: Any, longest: int) -> int:  # noqa: ANN401
     room = getattr(model.config.get_text_config(), "max_position_embeddings", None)
     if before and room and longest <= room < longest + before:
         raise SpecError(
-            f"a text of {longest} tokens and the {before} of the soft prompt exceed the model's {room} positions; lower max_length "
-            f"to {room - before}, or the method's length"
+            f"a text of {longest} tokens and the {before} of the soft prompt exceed the model's {room} positions; lower "
+            f"max_length to {room - before}, or the method's length"
         )
     return before + longest
 
