@@ -82,6 +82,33 @@ def plan(plan: PlanPath, set_: Set = None, json_: Json = False) -> None:
 
 
 @cli.command()
+def search(
+    plan: PlanPath,
+    set_: Set = None,
+    out: Annotated[Path | None, typer.Option("--out", metavar="FILE", help="where the winner is written")] = None,
+    json_: Json = False,
+) -> None:
+    """Find a method, its size and its learning rate for PLAN.  Example: align search flows/plans/search.yaml"""
+    from flows.searching import execute
+
+    execute(plan, set_ or [], out, json_output=json_)
+
+
+@cli.command()
+def compare(
+    plan: PlanPath,
+    set_: Set = None,
+    rerun: Annotated[str | None, typer.Option("--rerun", metavar="STAGE", help="build this stage afresh")] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="only show its stages: built or missing, and why")] = False,
+    json_: Json = False,
+) -> None:
+    """Train the methods PLAN compares and print what was measured of each.  Example: align compare flows/plans/compare.yaml"""
+    from flows.compare import execute
+
+    execute(plan, set_ or [], rerun=rerun, dry_run=dry_run, json_output=json_)
+
+
+@cli.command()
 def gates(plan: PlanPath, set_: Set = None, json_: Json = False) -> None:
     """Show the gates of PLAN as they were judged last.  Example: align gates flows/plans/demo.yaml"""
     from flows.inspect import verdict_of

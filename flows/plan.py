@@ -2,17 +2,20 @@
 """The plan: one closed YAML file, everything that is asked for.  Loading says in one sentence what is wrong with it."""
 
 import difflib
+import itertools
+import json
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Generic, TypeVar
+from typing import Annotated, Any, Generic, Literal, TypeVar
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, ValidationError, model_validator
 from pydantic_core import ErrorDetails
 
-from evals.estimates import METRICS
+from evals.estimates import METRICS, metric
 from evals.gates import Gate
+from flows.compare_plan import ComparePlan
 from tasks.base import BaseSpec, base_request
 from tasks.chain import check_merge, follow, same_shape
 from tasks.core.build import Workshop
@@ -26,8 +29,10 @@ from tasks.judge import VerdictSpec
 from tasks.measure import MetricsSpec, RewardsSpec, ScoresSpec
 from tasks.merge import MergeSpec
 from tasks.methods import METHODS as METHOD_ROWS
+from tasks.methods import Lora, Method, check_stage
 from tasks.reading.spec import SourceEntry
 from tasks.release import ReleaseSpec
+from tasks.smollm import NAME as EMBEDDED
 from tasks.train import DpoSpec, PretrainSpec, RewardSpec, SftSpec
 
 
@@ -53,6 +58,13 @@ class ModelPlan(Part):
         """The local folder, if that is what `base` names."""
         return base_request(self.base, self.revision, Path())[1]
 
+    def config(self) -> dict[str, Any] | None:
+        """The model's config.json where it is at hand before anything is downloaded."""
+        if self.base == EMBEDDED:
+            return {"model_type": "llama"}
+        path = Path(self.base) / "config.json"
+        return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+
     @model_validator(mode="after")
     def _pinned(self) -> "ModelPlan":
         self.spec()  # refuses a hub id without a commit
@@ -67,7 +79,7 @@ class Curated(Part, Generic[S]):
 
     rules: S
     paths: dict[str, Path]
-    """input name -> file or folder; the name is the place of the source in the list"""
+    """input name -> file or folder; the name is the place of the source in the list, `<place>.images` its folder of images"""
 
     @model_validator(mode="before")
     @classmethod
@@ -78,6 +90,7 @@ class Curated(Part, Generic[S]):
         entries = [SourceEntry.model_validate(entry) for entry in raw.get("sources", ())]
         sources = [entry.identity().model_dump() for entry in entries]
         paths = {str(i): entry.path for i, entry in enumerate(entries) if entry.path}
+        paths |= {f"{i}.images": entry.images for i, entry in enumerate(entries) if entry.images}
         return {"rules": {**raw, "sources": sources}, "paths": paths}
 
     def spec(self) -> S:
@@ -112,6 +125,60 @@ class EvaluationPlan(Part):
     @model_validator(mode="after")
     def _known(self) -> "EvaluationPlan":
         MetricsSpec(metrics=self.metrics)
+        return self
+
+
+class SearchPlan(Part):
+    """What `align search` tries: methods, their sizes, and learning rates."""
+
+    methods: tuple[Method, ...] = (Lora(),)
+    """each is tried; two of one name cannot be told apart"""
+    vary: dict[str, tuple[Any, ...]] = {}
+    """field of a method -> values to try, for those of the methods that have it: rank, length, size, targets, ..."""
+    learning_rate: tuple[PositiveFloat, PositiveFloat] = (0.1, 10.0)
+    """from and to, as factors on each method's own"""
+    steps: tuple[PositiveInt, ...] = Field(min_length=1)
+    """optimiser steps of each rung, rising"""
+    trials: PositiveInt = 18
+    """proposals, the plan's own method not counted"""
+    bracket: PositiveInt = 9
+    """trials that start side by side; later brackets learn from earlier ones"""
+    reduction: Annotated[int, Field(ge=2)] = 3
+    """of this many trials one goes on to the next rung"""
+    metric: str = "answer_perplexity"
+    """what decides, measured on held-out data"""
+    against: Literal["base"] | None = None
+    """what the metric compares with, where it compares"""
+
+    @property
+    def needs_preferences(self) -> bool:
+        """Whether the metric looks at held-out pairs."""
+        return any(raw.endswith("_logp") for _, raw in metric(self.metric, self.against).wants(self.against))
+
+    @model_validator(mode="after")
+    def _sensible(self) -> "SearchPlan":
+        """Refuse what could only fail after the first training."""
+        names = [method.name for method in self.methods]
+        if len(set(names)) < len(names):
+            raise ValueError(f"methods: {', '.join(names)}: one of each name; vary its fields instead")
+        for method in self.methods:
+            check_stage("sft", method)
+        for field, values in self.vary.items():
+            having = [method for method in self.methods if field in type(method).model_fields and field != "name"]
+            if not having:
+                raise ValueError(f"vary.{field}: none of {', '.join(names)} has such a field")
+            for method, value in itertools.product(having, values):
+                type(method).model_validate({**method.model_dump(), field: value})
+        if list(self.steps) != sorted(set(self.steps)):
+            raise ValueError(f"steps: {list(self.steps)}: each rung needs more steps than the one before")
+        if self.learning_rate[0] >= self.learning_rate[1]:
+            raise ValueError(f"learning_rate: from {self.learning_rate[0]:g} to {self.learning_rate[1]:g} is no range")
+        asked = metric(self.metric, self.against)
+        unmeasured = [raw for _, raw in asked.wants(self.against) if raw not in ("answer_nll", "chosen_logp", "rejected_logp")]
+        if asked.comparative != (self.against is not None):
+            raise ValueError(f"metric {self.metric}: {'say against: base' if asked.comparative else 'it compares with nothing'}")
+        if unmeasured:
+            raise ValueError(f"metric {self.metric} needs generated answers, which a search leaves out; use answer_perplexity")
         return self
 
 
@@ -165,11 +232,14 @@ class Plan(Part):
     merge: MergeSpec | None = None
     """how the policy becomes one plain model; null: by the defaults, and what cannot be merged stays an adapter"""
     evaluation: EvaluationPlan = EvaluationPlan()
+    compare: ComparePlan | None = None
+    """what `align compare` compares"""
     gates: tuple[Gate, ...] = Field(min_length=1)
     seed: int = Field(default=0, ge=0)
     """of the bootstrap that judges"""
     release: ReleasePlan = ReleasePlan()
     schedule: SchedulePlan | None = None
+    search: SearchPlan | None = None
     store: StorePlan = StorePlan()
     execution: Execution = Execution()
 
@@ -188,6 +258,24 @@ class Plan(Part):
                 raise ValueError(f"{where}: {error}") from error
         if self.merge:
             check_merge(self.policy.method)
+        return self
+
+    @model_validator(mode="after")
+    def _comparable(self) -> "Plan":
+        """Refuse a method of `compare` that this model, or the policy before it, cannot take."""
+        for entry in self.compare.methods if self.compare else ():
+            if before := self.pretrain:
+                row = METHOD_ROWS[before.method.name]
+                last = before.method.name if row.adapter else None
+                try:
+                    follow(row.quantised, last, entry.method, same=same_shape(before.method, entry.method))
+                except SpecError as error:
+                    raise ValueError(f"compare: {error}") from error
+        if self.compare and (config := self.model.config()):
+            try:
+                self.compare.check_model(config)
+            except ValueError as error:
+                raise ValueError(f"compare: {error}") from error
         return self
 
     @property
@@ -229,6 +317,21 @@ def models_folder() -> Path:
 
 def load(path: Path, overrides: Sequence[str] = ()) -> Plan:
     """Read a plan file; `overrides` are `policy.beta=0.2`.  Raises SpecError, in one sentence, for anything wrong with it."""
+    raw = read(path, overrides)
+    relocated(raw, path.absolute().parent)
+    store = raw.setdefault("store", {})
+    if isinstance(store, dict):
+        store["root"] = os.environ.get("ALIGN_STORE") or str(Path(store.get("root", "store")).absolute())
+    try:
+        return Plan.model_validate(raw)
+    except ValidationError as error:
+        found = [_sentence(detail) for detail in error.errors()]
+        more = f" (and {len(found) - 3} more)" if len(found) > 3 else ""
+        raise SpecError(f"{path}: {'; '.join(found[:3])}{more}") from error
+
+
+def read(path: Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
+    """The fields of a plan file as they are written, with `overrides` set.  Raises SpecError where there are none."""
     try:
         raw = yaml.safe_load(path.read_text(encoding="utf-8"))
     except OSError as error:
@@ -239,13 +342,7 @@ def load(path: Path, overrides: Sequence[str] = ()) -> Plan:
         raise SpecError(f"{path}: a plan is a mapping of fields, this is {type(raw).__name__}")
     for override in overrides:
         _override(raw, override)
-    _anchor(raw, path.absolute().parent)
-    try:
-        return Plan.model_validate(raw)
-    except ValidationError as error:
-        found = [_sentence(detail) for detail in error.errors()]
-        more = f" (and {len(found) - 3} more)" if len(found) > 3 else ""
-        raise SpecError(f"{path}: {'; '.join(found[:3])}{more}") from error
+    return raw
 
 
 def _override(raw: dict[str, Any], override: str) -> None:
@@ -263,7 +360,7 @@ def _override(raw: dict[str, Any], override: str) -> None:
         raise SpecError(f"--set {override}: the plan has no such place") from error
 
 
-def _anchor(raw: dict[str, Any], folder: Path) -> None:
+def relocated(raw: dict[str, Any], folder: Path) -> None:
     """Make the paths of the plan absolute: they are relative to the file that names them."""
     model = raw.get("model")
     if isinstance(model, dict) and isinstance(base := model.get("base"), str) and base.startswith((".", "/", "~")):
@@ -271,9 +368,6 @@ def _anchor(raw: dict[str, Any], folder: Path) -> None:
         if not local.is_dir():
             raise SpecError(f"model.base: {local} is not a folder")
         model["base"] = str(local)
-    store = raw.setdefault("store", {})
-    if isinstance(store, dict):
-        store["root"] = os.environ.get("ALIGN_STORE") or str(Path(store.get("root", "store")).absolute())
     data = raw.get("data")
     for part in data.values() if isinstance(data, dict) else ():
         if not isinstance(part, dict) or "sources" not in part:
@@ -283,11 +377,12 @@ def _anchor(raw: dict[str, Any], folder: Path) -> None:
 
 
 def _anchored(entry: object, folder: Path) -> object:
-    """One source with its path made absolute; a bare text is a path."""
+    """One source with its paths made absolute; a bare text is a path."""
     fields = {"path": entry} if isinstance(entry, str) else entry
-    if isinstance(fields, dict) and isinstance(path := fields.get("path"), str):
-        return {**fields, "path": str((folder / Path(path).expanduser()).resolve())}
-    return fields
+    if not isinstance(fields, dict):
+        return fields
+    named = {name: path for name in ("path", "images") if isinstance(path := fields.get(name), str)}
+    return {**fields, **{name: str((folder / Path(path).expanduser()).resolve()) for name, path in named.items()}}
 
 
 def _sentence(detail: ErrorDetails) -> str:

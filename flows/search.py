@@ -1,0 +1,195 @@
+"""`align search`: successive halving over methods, their sizes and learning rates (AutoPEFT).  No Prefect here.
+
+Optuna proposes, the store remembers: proposals depend on the seed and on finished trials alone, so a search that was killed asks
+the same questions again and finds the answers it had.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import yaml
+
+from flows.pipeline import Build
+from flows.plan import Plan, SearchPlan, load, read, relocated
+from tasks.base import BASE
+from tasks.core.errors import AlignError, SpecError
+from tasks.curate import INSTRUCTIONS, PREFERENCES
+from tasks.measure import SCORES
+from tasks.methods import METHODS, AnyMethod
+from tasks.search import OWN, SEARCH, SearchSpec, Trial, better, sample, value
+from tasks.train import SFT, SftSpec
+
+if TYPE_CHECKING:
+    import optuna
+
+Read = Callable[[Any], "Path | str"]
+"""what a builder returned -> the folder of its artifact, or why there is none"""
+
+
+@dataclass
+class _Tried:
+    """A trial on its way through the rungs."""
+
+    name: str
+    sft: SftSpec
+    trial: "optuna.Trial | None" = None
+    """Optuna's; None for the plan's own method"""
+    rung: int = 0
+    scores: Any = None
+    value: float | None = None
+    failed: str | None = None
+
+    def outcome(self) -> Trial:
+        return Trial(name=self.name, sft=self.sft, rung=self.rung, failed=self.failed)
+
+
+def search(plan: Plan, build: Build, read: Read) -> Any:  # noqa: ANN401  what the builder returns
+    """Train, measure, drop the worse, bracket after bracket; returns the handle of the summary."""
+    asked = _asked(plan)
+    base = build(BASE, plan.model.spec(), plan.model.files())
+    instructions = build(INSTRUCTIONS, plan.data.instructions.spec(), plan.data.instructions.files())
+    held = {"instructions": instructions}
+    if asked.needs_preferences:
+        held["preferences"] = build(PREFERENCES, plan.data.preferences.spec(), plan.data.preferences.files())
+    compared = build(SCORES, plan.evaluation.scores, {"policy": base, **held}, name="scores-base") if asked.against else None
+    below = read(compared) if compared is not None else None
+    if isinstance(below, str):
+        raise AlignError(f"scores-base: {below}")
+
+    def climb(bracket: Sequence[_Tried], rung: int) -> None:
+        """Train and measure everyone in `bracket` on this rung, side by side."""
+        for one in bracket:
+            one.rung, one.sft = rung, one.sft.model_copy(update={"max_steps": asked.steps[rung]})
+            trained = build(SFT, one.sft, {"policy": base, "data": instructions}, name=f"{one.name}-{asked.steps[rung]}")
+            scored = f"scores-{one.name}-{asked.steps[rung]}"
+            one.scores = build(SCORES, plan.evaluation.scores, {"policy": trained, **held}, name=scored)
+        for one in bracket:
+            found = read(one.scores)
+            if isinstance(found, str):
+                one.failed, one.value = found, None
+            else:
+                one.value = value(sample(asked.metric, asked.against, found, below))
+
+    own = _Tried(OWN, plan.sft)
+    climb([own], len(asked.steps) - 1)
+    tried = [own, *_halving(plan, asked, climb)]
+    spec = SearchSpec(
+        metric=asked.metric, against=asked.against, steps=asked.steps, seed=plan.seed, trials=tuple(t.outcome() for t in tried)
+    )
+    inputs = {one.name: one.scores for one in tried if not one.failed}
+    return build(SEARCH, spec, {**inputs, **({"base": compared} if compared is not None else {})})
+
+
+def _halving(plan: Plan, asked: SearchPlan, climb: Callable[[Sequence[_Tried], int], None]) -> list[_Tried]:
+    """Brackets of trials; on each rung the best 1 / `reduction` go on (successive halving, arXiv:1502.07943)."""
+    import optuna
+
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    sign = better(asked.metric, asked.against)
+    sampler = optuna.samplers.TPESampler(seed=plan.seed, n_startup_trials=asked.bracket)
+    study = optuna.create_study(direction="maximize" if sign > 0 else "minimize", sampler=sampler)
+    everyone: list[_Tried] = []
+    while len(everyone) < asked.trials:
+        bracket = [_ask(plan, asked, study) for _ in range(min(asked.bracket, asked.trials - len(everyone)))]
+        everyone += bracket
+        alive = bracket
+        for rung in range(len(asked.steps)):
+            climb(alive, rung)
+            there = [one for one in alive if one.value is not None]
+            for one in there:
+                assert one.trial is not None and one.value is not None
+                one.trial.report(one.value, asked.steps[rung])
+            there.sort(key=lambda one: -sign * (one.value or 0.0))
+            if rung + 1 < len(asked.steps):
+                alive = there[: max(1, len(alive) // asked.reduction)]
+        for one in bracket:
+            _told(study, one, asked)
+    return everyone
+
+
+def _told(study: "optuna.Study", one: _Tried, asked: SearchPlan) -> None:
+    """Let the sampler learn from a trial that ended."""
+    from optuna.trial import TrialState
+
+    assert one.trial is not None
+    if one.failed:
+        study.tell(one.trial, state=TrialState.FAIL)
+    elif one.rung + 1 < len(asked.steps):
+        study.tell(one.trial, state=TrialState.PRUNED)
+    else:
+        study.tell(one.trial, one.value)
+
+
+def _ask(plan: Plan, asked: SearchPlan, study: "optuna.Study") -> _Tried:
+    """The sampler's next proposal as a training."""
+    trial = study.ask()
+    by_name = {method.name: method for method in asked.methods}
+    method = by_name[trial.suggest_categorical("method", list(by_name))]
+    chosen: dict[str, Any] = {}
+    for field, choices in asked.vary.items():
+        if field in type(method).model_fields:
+            place = trial.suggest_categorical(f"{method.name}.{field}", list(range(len(choices))))
+            chosen[field] = choices[place]
+    factor = trial.suggest_float("rate", *asked.learning_rate, log=True)
+    spec = _sft(plan.sft, _resized(method, chosen), factor)
+    return _Tried(f"trial-{trial.number}", spec, trial)
+
+
+def _resized(method: AnyMethod, chosen: Mapping[str, Any]) -> AnyMethod:
+    """`method` with the chosen fields; alpha / rank stays what it was, so that a rank does not change the learning rate too."""
+    fields = {**method.model_dump(), **chosen}
+    if "rank" in chosen and "alpha" not in chosen:
+        fields["alpha"] = fields["alpha"] * fields["rank"] / method.model_dump()["rank"]
+    return type(method).model_validate(fields)
+
+
+def _sft(own: SftSpec, method: AnyMethod, factor: float) -> SftSpec:
+    """The plan's SFT by `method`, at three significant digits of `factor` times that method's own rate."""
+    rate = float(f"{METHODS[method.name].learning_rate['sft'] * factor:.3g}")
+    return SftSpec.model_validate({**own.model_dump(), "method": method.model_dump(), "learning_rate": rate})
+
+
+def winner(plan: Plan, record: Mapping[str, Any]) -> dict[str, Any] | None:
+    """Fields of the plan that the winner changes; None where the plan's own method won."""
+    if record["winner"] == OWN:
+        return None
+    row = next(row for row in record["trials"] if row["name"] == record["winner"])
+    method, rates = row["method"], METHODS[row["method"]["name"]].learning_rate
+    factor = row["learning_rate"] / rates["sft"]
+    changed: dict[str, Any] = {"sft": {"method": method, "learning_rate": row["learning_rate"]}}
+    own = plan.sft.method
+    for stage, spec in (("reward", plan.reward), ("policy", plan.policy)):
+        if spec.method.name == own.name:  # a stage that went on with the SFT adapter goes on with the winner's
+            rate = rates["reward" if stage == "reward" else "dpo"] * factor
+            changed[stage] = {"method": method, "learning_rate": float(f"{rate:.3g}")}
+    return changed
+
+
+def write_winner(path: Path, overrides: Sequence[str], changed: Mapping[str, Mapping[str, Any]], out: Path) -> None:
+    """Write the plan at `path` as `out`, changed; it is loaded again first, so that what is written is a plan."""
+    raw = read(path, overrides)
+    raw.pop("search", None)
+    for stage, fields in changed.items():
+        raw[stage] = {**raw.get(stage, {}), **fields}
+    raw["name"] = f"{raw['name']}-found"
+    if out.parent.resolve() != path.parent.resolve():
+        relocated(raw, path.absolute().parent)
+    draft = out.with_name(f".{out.name}")
+    said = f"# {path.name} with the method that `align search` found.\n"
+    draft.write_text(said + yaml.safe_dump(raw, sort_keys=False, allow_unicode=True), encoding="utf-8")
+    try:
+        load(draft)
+    except SpecError as error:
+        draft.unlink()
+        raise SpecError(f"the winner does not fit the rest of the plan: {error}") from error
+    draft.replace(out)
+
+
+def _asked(plan: Plan) -> SearchPlan:
+    if plan.search is None:
+        raise SpecError(
+            f"{plan.name}: the plan has no `search`; add one, for example search: {{methods: [{{name: lora}}, {{name: ia3}}]}}"
+        )
+    return plan.search

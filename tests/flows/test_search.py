@@ -1,0 +1,207 @@
+"""Successive halving over methods: who goes on, what is asked again after a kill, and what is written at the end."""
+
+import json
+import math
+import os
+import signal
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+from smoke import ended, write_smoke
+
+from flows.plan import Plan, load
+from flows.search import search, winner, write_winner
+from tasks.core.errors import SpecError
+from tasks.search import SEARCH_FILE
+from tasks.tables import score, write_scores
+
+DEMO = Path(__file__).parents[2] / "flows" / "plans" / "search.yaml"
+
+
+class Bench:
+    """A builder whose trainings are a formula: the best rate is 1e-3, the best method ia3, and more steps help."""
+
+    def __init__(self, root: Path, fails: str = "") -> None:
+        self.root, self.fails = root, fails
+        self.asked: dict[str, object] = {}
+        self.summary: Path | None = None
+
+    def __call__(self, stage, spec, inputs, *, name=None):
+        name = name or stage.name
+        self.asked[name] = spec
+        if stage.name == "search":
+            self.summary = self.root / "summary"
+            self.summary.mkdir(exist_ok=True)
+            self.metrics = stage.function(spec, inputs, self.summary, None)
+        return inputs["policy"] if stage.name == "scores" and name != "scores-base" else name
+
+    def read(self, name):
+        spec = self.asked[name]
+        if self.fails and spec.method.name == self.fails:
+            return "training diverged"
+        folder = self.root / name
+        folder.mkdir(exist_ok=True)
+        nll = 1 + abs(math.log10(spec.learning_rate / 1e-3)) + (spec.method.name != "ia3") + 1 / spec.max_steps
+        items = np.random.default_rng(0).normal(0, 0.1, 30)
+        rows = [{"id": f"{i:02}", "conversation": f"{i:02}"} for i in range(30)]
+        write_scores(folder, [score("answer_nll", row, nll + x, weight=10) for row, x in zip(rows, items, strict=True)])
+        return folder
+
+
+class Handed(Bench):
+    """The same, with the folders of scores as inputs of the summary."""
+
+    def __call__(self, stage, spec, inputs, *, name=None):
+        if stage.name == "search":
+            inputs = {trial: self.root / where for trial, where in inputs.items()}
+        return super().__call__(stage, spec, inputs, name=name)
+
+
+def run(tmp_path, *overrides, fails=""):
+    plan = load(DEMO, overrides)
+    bench = Handed(tmp_path, fails)
+    search(plan, bench, bench.read)
+    return plan, bench, json.loads((bench.summary / SEARCH_FILE).read_text())
+
+
+def test_half_of_a_bracket_goes_on_and_they_are_the_better_half(tmp_path):
+    _, _, record = run(tmp_path)
+    trials = [row for row in record["trials"] if row["name"] != "own"]
+    assert len(trials) == 8
+    for first in (0, 4):
+        bracket = [row for row in trials if int(row["name"].removeprefix("trial-")) in range(first, first + 4)]
+        assert sorted(row["steps"] for row in bracket) == [2, 2, 6, 6]
+
+        def short(row):  # what the first rung saw
+            rate = row["learning_rate"]
+            return abs(math.log10(rate / 1e-3)) + (row["method"]["name"] != "ia3")
+
+        assert max(map(short, (r for r in bracket if r["steps"] == 6))) <= min(
+            map(short, (r for r in bracket if r["steps"] == 2))
+        )
+
+
+def test_the_winner_is_the_best_of_the_last_rung_with_a_paired_interval_against_the_plans_own(tmp_path):
+    plan, _, record = run(tmp_path)
+    last = [row for row in record["trials"] if row["steps"] == 6]
+    best = min(last, key=lambda row: row["value"])
+    assert record["winner"] == best["name"] == record["trials"][0]["name"]
+    own = next(row for row in record["trials"] if row["name"] == "own")
+    assert own["method"] == json.loads(plan.sft.method.model_dump_json())
+    apart = best["difference"]
+    assert apart["value"] == pytest.approx(best["value"] - own["value"])
+    assert apart["real"] and apart["interval"][1] < 0  # the same noise in both cancels in pairs, though it is in each interval
+
+
+def test_asked_twice_the_questions_are_the_same(tmp_path):
+    first, second = ((tmp_path / name) for name in ("a", "b"))
+    first.mkdir()
+    second.mkdir()
+    assert run(first)[1].asked == run(second)[1].asked
+    assert run(first)[1].asked != run(second, "seed=1")[1].asked
+
+
+def test_a_failed_trial_is_listed_with_its_reason_and_never_wins(tmp_path):
+    _, _, record = run(tmp_path, fails="ia3")
+    failed = [row for row in record["trials"] if row["failed"]]
+    assert failed
+    assert all(row["value"] is None and row["failed"] == "training diverged" and row["method"]["name"] == "ia3" for row in failed)
+    assert record["winner"] not in [row["name"] for row in failed]
+
+
+def test_a_varied_rank_keeps_alpha_over_rank(tmp_path):
+    _, _, record = run(tmp_path)
+    sizes = {(row["method"]["rank"], row["method"]["alpha"]) for row in record["trials"] if "rank" in row["method"]}
+    assert sizes <= {(4, 8.0), (16, 32.0)}
+
+
+def test_the_winner_is_written_as_a_plan_whose_later_stages_follow(tmp_path):
+    plan, _, record = run(tmp_path)
+    changed = winner(plan, record)
+    out = tmp_path / "found.yaml"
+    write_winner(DEMO, (), changed, out)
+    found = load(out)
+    row = record["trials"][0]
+    assert (found.name, found.search) == ("search-found", None)
+    assert found.sft.learning_rate == row["learning_rate"]
+    assert found.reward.method == found.policy.method == found.sft.method
+    assert found.sft.method.name == row["method"]["name"]
+    assert found.data.texts.files() == plan.data.texts.files()
+    assert found.sft.max_steps == plan.sft.max_steps
+
+
+def test_where_the_plans_own_wins_nothing_is_written(tmp_path):
+    plan, _, record = run(tmp_path, "search.methods=[{name: lora}]", "search.vary={}", "sft.method={name: ia3}",
+                          "sft.learning_rate=1e-3", "reward.method={name: ia3}", "policy.method={name: ia3}")  # fmt: skip
+    assert record["winner"] == "own"
+    assert winner(plan, record) is None
+
+
+def test_a_winner_that_the_rest_of_the_plan_refuses_leaves_no_file(tmp_path):
+    with pytest.raises(SpecError, match="does not fit the rest of the plan"):
+        write_winner(DEMO, (), {"sft": {"method": {"name": "prefix_tuning"}}}, tmp_path / "found.yaml")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("override", "says"),
+    [
+        ("search.methods=[{name: lora}, {name: lora, rank: 4}]", "one of each name"),
+        ("search.methods=[{name: head}]", "method head cannot train sft"),
+        ("search.vary={rnak: [1]}", "none of lora, dora, ia3, bitfit has such a field"),
+        ("search.vary={rank: [0]}", "greater than 0"),
+        ("search.steps=[6, 2]", "each rung needs more steps"),
+        ("search.learning_rate=[10, 1]", "is no range"),
+        ("search.metric=reward_win_rate", "say against: base"),
+        ("search.metric=finished_rate", "needs generated answers"),
+        ("search.metric=perplexity", "no such metric"),
+    ],
+)
+def test_what_could_only_fail_later_is_refused_at_once(override, says):
+    with pytest.raises(SpecError, match=says):
+        load(DEMO, [override])
+
+
+SEARCH = """
+search:
+  methods: [{name: lora}, {name: ia3}]
+  vary: {rank: [2, 4]}
+  steps: [1, 2]
+  trials: 4
+  bracket: 4
+  reduction: 2
+"""
+
+
+@pytest.mark.slow
+def test_a_killed_search_goes_on_where_it_was(tmp_path, prefect_server):
+    smoke = write_smoke(tmp_path, prefect_server)
+    plan = smoke.folder / "plan.yaml"
+    plan.write_text(plan.read_text() + SEARCH)
+    process = smoke.start("search", "plan.yaml")
+    scores = smoke.store / "scores"
+    deadline = time.monotonic() + 300
+    while not list(scores.glob("*/manifest.json")):
+        assert time.monotonic() < deadline and process.poll() is None
+        time.sleep(0.1)
+    os.kill(process.pid, signal.SIGKILL)
+    process.communicate()
+    before = {path.parent.name for path in smoke.store.glob("*/*/manifest.json")}
+    printed = smoke.align("search", "plan.yaml")
+    states = ended(printed)
+    assert {"base", "curate-instructions"} <= {name for name, state in states.items() if state == "cached"}
+    assert sum(state == "cached" for state in states.values()) >= len(before)
+    assert len([name for name in states if name.startswith("trial-") and name.endswith("-1")]) == 4
+    assert len([name for name in states if name.startswith("trial-") and name.endswith("-2")]) == 2
+    again = smoke.align("search", "plan.yaml")
+    assert "up to date" in again
+    record = json.loads(smoke.align("search", "plan.yaml", "--json"))
+    assert len(record["trials"]) == 5
+    if record["plan"]:
+        found = load(smoke.folder / "plan-found.yaml")
+        assert found.sft.learning_rate == record["trials"][0]["learning_rate"]
+        assert yaml.safe_load((smoke.folder / "plan-found.yaml").read_text())["name"] == "smoke-found"
+    assert isinstance(load(plan), Plan)
