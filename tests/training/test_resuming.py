@@ -75,9 +75,9 @@ def test_no_folder_no_checkpoint(tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("job", ["sft", "dpo"])
-def test_a_child_killed_at_any_step_goes_on_and_ends_in_the_same_bytes(shop, train, sft_policies, tmp_path, job):
-    many = spec(job, max_steps=30)
+@pytest.mark.parametrize(("job", "method"), [("sft", "lora"), ("dpo", "lora"), ("sft", "p_tuning")])
+def test_a_child_killed_at_any_step_goes_on_and_ends_in_the_same_bytes(shop, train, sft_policies, tmp_path, job, method):
+    many = spec(job, method, max_steps=30)
     policy = None if job == "sft" else sft_policies("lora")
     whole, _ = train(job, many, policy, checkpoint_every=5)
     work, out = tmp_path / "work", tmp_path / "out"
