@@ -25,6 +25,7 @@ from tasks.core.contract import Inputs, Metrics, Run, Stage
 from tasks.core.errors import AlignError, DataError, SpecError
 from tasks.core.files import write_atomic, write_json
 from tasks.core.spec import Json, Spec
+from tasks.reading.images import Album
 from tasks.reading.load import load
 from tasks.reading.schemas import RawKind
 from tasks.reading.spec import SourceSpec
@@ -55,6 +56,8 @@ class PromptLimits(CurateSpec):
     """characters of everything before the last answer, all turns together"""
     over_long: Literal["refuse", "keep"] = "refuse"
     """`keep` leaves the cutting to the training; pairs that it would make identical are refused all the same"""
+    max_image_pixels: PositiveInt = 20_000_000
+    """width times height of one image; a larger one is refused before it is decoded"""
 
 
 class SplitSpec(PromptLimits):
@@ -130,6 +133,11 @@ class Recipe:
     def schema(self) -> pa.Schema:
         """Columns of the artifact's tables."""
         return pa.schema([*_HEAD, *self.columns, *_TAIL])
+
+    @property
+    def illustrated(self) -> pa.Schema:
+        """The same where a row has images: their names, in the order of their places in the text."""
+        return pa.schema([*_HEAD, *self.columns, ("images", pa.list_(pa.string())), *_TAIL])
 
     def staging(self) -> list[tuple[str, str]]:
         """`(file, table)` up to the rules."""
@@ -223,8 +231,9 @@ LABELLED = Stage("curate-labelled", 1, "labelled", labelled, _sql_of("labelled")
 
 def _curate(recipe: Recipe, spec: CurateSpec, inputs: Inputs, out: Path, run: Run) -> Metrics:
     """Read, stage, judge, split, write.  Raises DataError where nothing survives, or less than the budget allows."""
+    album = Album(run.work / "images", spec.max_image_pixels) if isinstance(spec, PromptLimits) else None
     with sql.Database(run.work, run.execution.threads) as database:
-        layouts = load(recipe.kind, spec.sources, inputs, database, run)
+        layouts = load(recipe.kind, spec.sources, inputs, database, run, album)
         values = _values(spec)
         _empty_tables(recipe, database)
         for name, table in (*recipe.staging(), *recipe.judging()):
@@ -233,7 +242,7 @@ def _curate(recipe: Recipe, spec: CurateSpec, inputs: Inputs, out: Path, run: Ru
         database.build(f"curation/{recipe.kind}", values, table="kept")
         _must_be_empty(database, recipe)
         _within_budget(database, spec.quarantine_budget, recipe)
-        metrics = _write(database, recipe, out)
+        metrics = _write(database, recipe, out, album)
         report = curate_report.collect(database, recipe.kind, recipe.singular, metrics, layouts)
     write_json(out / "report.json", report)
     write_atomic(out / "report.md", curate_report.markdown(report))
@@ -297,14 +306,20 @@ def _within_budget(database: sql.Database, budget: float, recipe: Recipe) -> Non
         )
 
 
-def _write(database: sql.Database, recipe: Recipe, out: Path) -> Metrics:
+def _write(database: sql.Database, recipe: Recipe, out: Path, album: Album | None) -> Metrics:
     total, refused = _one(database, "select (select count(*) from records), (select count(*) from quarantine)")
     metrics: Metrics = {"rows_in": total, "rows_kept": total - refused, "rows_quarantined": refused}
+    schema = recipe.schema
+    if album:
+        named = [str(name) for (name,) in database.rows("select distinct unnest(images) from kept")]
+        album.move(named, out)
+        if named:
+            schema, metrics["images"] = recipe.illustrated, len(named)
     if recipe.split:
-        metrics["train"] = database.write("kept", out / "train.parquet", recipe.schema, where="not is_heldout")
-        metrics["heldout"] = database.write("kept", out / "heldout.parquet", recipe.schema, where="is_heldout")
+        metrics["train"] = database.write("kept", out / "train.parquet", schema, where="not is_heldout")
+        metrics["heldout"] = database.write("kept", out / "heldout.parquet", schema, where="is_heldout")
     else:
-        metrics[recipe.kind] = database.write("kept", out / f"{recipe.kind}.parquet", recipe.schema)
+        metrics[recipe.kind] = database.write("kept", out / f"{recipe.kind}.parquet", schema)
     database.write("quarantine", out / "quarantine.parquet", _QUARANTINE)
     metrics["dropped"] = database.write("dropped", out / "dropped.parquet", _QUARANTINE)
     metrics["conversations"] = _one(database, "select count(distinct conversation) from kept")[0]

@@ -54,13 +54,25 @@ class Curated:
         return json.loads((self.out / "report.json").read_text())
 
 
-def curate(tmp_path: Path, kind: str, *paths: Path, sources: list[dict] | None = None, threads: int = 1, **fields) -> Curated:
-    """Run one stage.  Each path is a source with the same place in `sources`; nothing fails for its share of bad rows."""
+def curate(
+    tmp_path: Path,
+    kind: str,
+    *paths: Path,
+    sources: list[dict] | None = None,
+    threads: int = 1,
+    images: Path | None = None,
+    **fields,
+) -> Curated:
+    """Run one stage.  Each path is a source with the same place in `sources`; nothing fails for its share of bad rows.
+
+    `images`: the folder that image paths of every source start from.
+    """
     spec, function = STAGES[kind]
     out = tmp_path / f"out-{len(list(tmp_path.glob('out-*')))}"
     out.mkdir()
     listed = [{"name": path.name} | (sources[i] if sources else {}) for i, path in enumerate(paths)]
     inputs = {str(i): path for i, path in enumerate(paths)}
+    inputs |= {f"{i}.images": images for i in range(len(paths)) if images}
     run = Run(tmp_path / "work", tmp_path, Execution(threads=threads))
     return Curated(out, function(spec(sources=listed, **{"quarantine_budget": 1.0} | fields), inputs, out, run))
 

@@ -13,6 +13,7 @@ understood is a record too, with the reason; a file that cannot be read to its e
     rows.py           what a record can say, and the columns that all schemas share
     conversations.py  instructions, prompts and texts
     comparisons.py    preferences
+    images.py         images of a record: found, checked, kept under their digest
     labelled.py       labelled texts, tagged tokens, questions with contexts
     schemas.py        which of these a record is, by its columns
     load.py           records and what they say, in batches into DuckDB

@@ -2,6 +2,7 @@
 """Sources become two tables: `records`, one row for each record read, and `items`, one for each thing it says."""
 
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 import pyarrow as pa
@@ -10,6 +11,7 @@ from tasks.core.contract import Inputs, Progress, Run
 from tasks.core.errors import DataError
 from tasks.core.spec import Json
 from tasks.core.sql import Database
+from tasks.reading.images import Album
 from tasks.reading.record import Record
 from tasks.reading.rows import Item, optional
 from tasks.reading.schemas import RawKind, Schemas
@@ -37,6 +39,7 @@ ITEMS = pa.schema(
         ("pair", pa.string()), ("label", pa.string()), ("tokens", pa.list_(pa.string())), ("tags", pa.list_(pa.string())),
         ("question", pa.string()), ("context", pa.string()),
         ("spans", pa.list_(pa.struct([("text", pa.string()), ("start", pa.int64())]))),
+        ("images", pa.list_(pa.string())),
     ]
 )  # fmt: skip
 _OF_ITEM = ITEMS.names[4:]
@@ -46,9 +49,12 @@ _GROUPS = ("conversation_id", "dialogue_id", "message_tree_id", "prompt_id", "co
 _TASKS = ("task", "category")
 
 
-def load(kind: RawKind, sources: Sequence[SourceSpec], inputs: Inputs, database: Database, run: Run) -> dict[str, Json]:
+def load(
+    kind: RawKind, sources: Sequence[SourceSpec], inputs: Inputs, database: Database, run: Run, album: Album | None = None
+) -> dict[str, Json]:
     """Fill `sources`, `records` and `items`; what each file turned out to be, by its `source` column.
 
+    Inputs: `<place of the source>`, and `<place>.images` where its images lie elsewhere.  `album` keeps them; None refuses them.
     Raises DataError for a file that cannot be read to its end, or holds no record.
     """
     for table, schema in (("sources", SOURCES), ("records", RECORDS), ("items", ITEMS)):
@@ -58,8 +64,10 @@ def load(kind: RawKind, sources: Sequence[SourceSpec], inputs: Inputs, database:
     loader = _Loader(database, run)
     layouts: dict[str, Json] = {}
     for index, spec in enumerate(sources):
-        schemas = Schemas(kind, spec)
-        for file in files(spec, inputs.get(str(index))):
+        place = inputs.get(str(index))
+        for file in files(spec, place):
+            root = inputs.get(f"{index}.images") or (file.path.parent if place and place.is_dir() else None)
+            schemas = Schemas(kind, spec, partial(album.take, root=root) if album else None)
             before = loader.count
             loader.read(index, spec, file, schemas)
             if loader.count == before:

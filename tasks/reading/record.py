@@ -22,5 +22,9 @@ def refused(line: int, raw: str, reason: str) -> Record:
 
 
 def as_raw(value: object) -> str:
-    """A record of a binary format as text, for people and for the quarantine."""
-    return printable(json.dumps(value, ensure_ascii=False, default=str))
+    """A record of a binary format as text, for people and for the quarantine; bytes are told by their number."""
+    return printable(json.dumps(value, ensure_ascii=False, default=_told))
+
+
+def _told(value: object) -> str:
+    return f"({len(value)} bytes)" if isinstance(value, bytes) else str(value)

@@ -41,6 +41,8 @@ class Item:
     context: str | None = None
     spans: list[dict[str, object]] | None = None
     """answers in the context: `{"text": ..., "start": ...}`, the character they start at where it is known"""
+    images: list[str] | None = None
+    """names of the images whose places are marked `<image>` in `messages`; None: there are none, whatever the text says"""
 
 
 LINE = "\0"
@@ -51,7 +53,7 @@ INPUT = ("input", "context")
 ANSWER = ("answer", "output", "response", "completion", "target")
 LABELS = ("label", "kto_tag")
 _SYSTEM = ("system", "system_prompt")
-_MEDIA = ("images", "image", "videos", "video", "audios", "audio")
+_MEDIA = ("videos", "video", "audios", "audio")
 
 
 def first(row: Row, names: Iterable[str]) -> str | None:
@@ -85,7 +87,7 @@ def as_number(value: object, what: str) -> float | None:
 
 
 def no_media(row: Row) -> None:
-    """Raises Refused for a row that comes with images, sound or video."""
+    """Raises Refused for a row that comes with sound or video."""
     if any(row.get(name) for name in _MEDIA):
         raise Refused(turns.MEDIA)
 

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from typing import Literal, NamedTuple, TypeAlias, cast
 
 from tasks.core.errors import SpecError
-from tasks.reading import comparisons, conversations, labelled
+from tasks.reading import comparisons, conversations, images, labelled, turns
 from tasks.reading.rows import ANSWER, DIALOGUE, LABELS, LINE, PROMPT, Item, Row, no_media
 from tasks.reading.spec import Schema, SourceSpec
 from tasks.reading.turns import Refused
@@ -112,8 +112,9 @@ SCHEMAS: dict[RawKind, tuple[Known, ...]] = {
 class Schemas:
     """Reads the records of one source as items of one kind.  Raises SpecError for a schema that has none of that kind."""
 
-    def __init__(self, kind: RawKind, spec: SourceSpec) -> None:
-        """`kind` is what is wanted, `spec` what the plan says about the source."""
+    def __init__(self, kind: RawKind, spec: SourceSpec, take: Callable[[object], str] | None = None) -> None:
+        """`kind` is what is wanted, `spec` what the plan says about the source, `take` keeps an image and gives its name."""
+        self._take = take
         self._kind: RawKind = kind
         self._spec = spec
         self._known = {known.name: known for known in SCHEMAS[kind]}
@@ -127,9 +128,19 @@ class Schemas:
         known = self._fitting(frozenset(row))
         no_media(row)
         try:
-            return known.name, known.read(row)
+            if not images.brings_images(row):
+                return known.name, known.read(row)
+            return known.name, self._illustrated(known, row)
         except KeyError as error:
             raise Refused(f"no column {error.args[0]}") from None
+
+    def _illustrated(self, known: Known, row: Row) -> list[Item]:
+        if self._take is None:
+            raise Refused(turns.MEDIA)
+        plain, references = images.unfolded(row)
+        items = known.read(plain)
+        images.attach(items, [self._take(reference) for reference in references])
+        return items
 
     def row(self, value: object) -> Row:
         """The columns of a record that hold something, by what they mean."""

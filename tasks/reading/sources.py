@@ -9,6 +9,7 @@ from tasks.core.errors import AlignError, DataError
 from tasks.reading import jsonfiles, tables
 from tasks.reading.compression import MAGIC, compression, opened
 from tasks.reading.encoding import SAMPLE, detect, marked, text, undecodable
+from tasks.reading.images import SUFFIXES
 from tasks.reading.record import Record, refused
 from tasks.reading.rows import ANSWER, DIALOGUE, INPUT, PROMPT
 from tasks.reading.spec import Format, SourceSpec
@@ -68,9 +69,11 @@ def files(spec: SourceSpec, path: Path | None) -> list[File]:
     if path.is_dir():
         if spec.format == "dataset" or tables.is_saved(path):
             return [File(path, spec.name, "dataset", "", None)]
-        inside = sorted(file for file in path.rglob("*") if file.is_file() and not file.name.startswith("."))
+        found = sorted(file for file in path.rglob("*") if file.is_file() and not file.name.startswith("."))
+        inside = [file for file in found if file.suffix.lower() not in SUFFIXES]
         if not inside:
-            raise DataError(f"{path}: the folder is empty; name a file, or a folder written by save_to_disk")
+            held = "only images in it" if found else "the folder is empty"
+            raise DataError(f"{path}: {held}; name a file, or a folder written by save_to_disk")
         return [_file(spec, file, f"{spec.name}/{file.relative_to(path).as_posix()}") for file in inside]
     if not path.is_file():
         raise DataError(f"{path}: no such file; is the path in the plan right?")

@@ -19,7 +19,7 @@ Meaning = Literal[
     "messages", "system", "tools", "prompt", "input", "history", "answer", "reference", "instances", "turns", "text",
     "chosen", "rejected", "chosen_score", "rejected_score", "margin", "label",
     "answers", "scores", "ranks", "first", "second", "winner", "task", "conversation",
-    "pair", "tokens", "tags", "question", "context", "start",
+    "pair", "tokens", "tags", "question", "context", "start", "images",
 ]  # fmt: skip
 """what a column can mean"""
 
@@ -91,6 +91,8 @@ class SourceEntry(SourceSpec):
     """default: the base name of the path, or the hub id"""
     path: Path | None = None
     """a file, a folder of files, or a folder written by `save_to_disk`; relative to the plan"""
+    images: Path | None = None
+    """the folder that the rows' image paths start from, relative to the plan; default: the file that names them, in a folder"""
 
     @model_validator(mode="after")
     def _one_place(self) -> "SourceEntry":
@@ -100,5 +102,5 @@ class SourceEntry(SourceSpec):
 
     def identity(self) -> SourceSpec:
         """What decides the result."""
-        fields = self.model_dump(exclude={"path", "name"})
+        fields = self.model_dump(exclude={"path", "name", "images"})
         return SourceSpec(name=self.name or (self.path.name if self.path else str(self.hub)), **fields)

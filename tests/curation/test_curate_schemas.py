@@ -176,12 +176,12 @@ def test_rows_under_a_key_are_found(tmp_path):
         curate(tmp_path, "texts", path, sources=[{"rows": "items"}])
 
 
-def test_pictures_are_refused_by_name(tmp_path):
-    rows = [{"messages": TALK}, {"messages": TALK, "images": ["a.jpg"]}, {"query": "<img>http://x/y.jpg</img>?", "response": "a"},
-            {"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": "x"}]}, TALK[1]]},
+def test_sound_and_video_are_refused_by_name(tmp_path):
+    rows = [{"messages": TALK}, {"messages": TALK, "videos": ["a.mp4"]},
+            {"messages": [{"role": "user", "content": [{"type": "input_audio", "input_audio": "x"}]}, TALK[1]]},
             {"query": "What is <img src='x'>?", "response": "A tag."}]  # fmt: skip
     done = curate(tmp_path, "instructions", jsonl(tmp_path / "x.jsonl", rows))
-    assert done.reasons == [(line, "images are not supported yet") for line in (2, 3, 4)]
+    assert done.reasons == [(line, "images, sound and video are not supported here") for line in (2, 3)]
 
 
 def test_a_disliked_answer_is_nothing_to_imitate(tmp_path):

@@ -68,7 +68,7 @@ NOT_SUCH_DATA = {
     ("instructions", "formats/test_file.json.xz"): "no prompt with an answer (10)",
     ("instructions", "gsm8k/example_model_solutions.jsonl"): "no prompt with an answer (1319)",
     ("instructions", "llamafactory/dataset_info.json"): "no prompt with an answer (1)",
-    ("instructions", "llamafactory/mllm_demo.json"): "images are not supported yet (6)",
+    ("instructions", "llamafactory/mllm_demo.json"): "no folder of images was given (6)",
     ("instructions", "llm-foundry-eval/copa.jsonl"): "no prompt with an answer (100)",
     ("instructions", "ms-swift/swift_pre.csv"): "no prompt with an answer (3)",
     ("instructions", "open-instruct/rlvr_test.jsonl"): "does not end with an answer (100)",

@@ -6,6 +6,7 @@ select
     conversations.conversation,
     candidates.task,
     candidates.messages,
+    candidates.images,
     records.place as source,
     records.line,
     (

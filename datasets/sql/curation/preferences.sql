@@ -9,6 +9,7 @@ select
     candidates.chosen,
     candidates.rejected,
     candidates.margin,
+    candidates.images,
     records.place as source,
     records.line,
     (

@@ -7,6 +7,7 @@ select
     candidates.task,
     candidates.messages as prompt,
     candidates.reference,
+    candidates.images,
     records.place as source,
     records.line
 from candidates

@@ -13,6 +13,7 @@ select
     rejected,
     chosen_score,
     rejected_score,
-    coalesce(margin, if(ordinal, null, chosen_score - rejected_score)) as margin
+    coalesce(margin, if(ordinal, null, chosen_score - rejected_score)) as margin,
+    images
 from items
 where chosen is not null

@@ -1,4 +1,5 @@
 -- Conversations as they were read, with the keys and lengths that the rules go by.
+-- Images count as a part of the prompt; rows of one first image are one group, for the same words may ask of any image.
 -- Grain: candidate (one conversation of a record).  Reads: items.  Parameters: none.
 with spelled as (
     select
@@ -7,10 +8,12 @@ with spelled as (
         task,
         named_group,
         messages,
+        images,
         array_to_string([turn.role for turn in messages], ' ') as roles,
-        array_to_string([turn.role || ': ' || turn.content for turn in messages], chr(30)) as whole,
-        array_to_string([turn.role || ': ' || turn.content for turn in messages[:-2]], chr(30)) as prompt,
-        list_filter(messages, lambda turn: turn.role = 'user')[1].content as first_prompt
+        coalesce(chr(28) || array_to_string(images, chr(28)), '') as pictures,
+        array_to_string([turn.role || ': ' || turn.content for turn in messages], chr(30)) || pictures as whole,
+        array_to_string([turn.role || ': ' || turn.content for turn in messages[:-2]], chr(30)) || pictures as prompt,
+        coalesce(images[1], list_filter(messages, lambda turn: turn.role = 'user')[1].content) as first_prompt
     from items
 )
 
@@ -22,6 +25,7 @@ select
     task,
     named_group,
     messages,
+    images,
     roles,
     len(list_filter(messages, lambda turn: turn.role = 'user' and turn.content = '')) as empty_prompts,
     len(list_filter(messages, lambda turn: turn.role = 'assistant' and turn.content = '')) as empty_answers,

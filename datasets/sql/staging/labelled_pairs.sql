@@ -9,8 +9,12 @@ with labelled as (
         items.messages,
         items.answer,
         items.liked,
+        items.images,
         records.source,
-        sha256(array_to_string([turn.role || ': ' || turn.content for turn in items.messages], chr(30))) as prompt_key
+        sha256(
+            array_to_string([turn.role || ': ' || turn.content for turn in items.messages], chr(30))
+            || coalesce(chr(28) || array_to_string(items.images, chr(28)), '')
+        ) as prompt_key
     from items
     inner join records on items.record = records.record
     where items.answer is not null
@@ -36,7 +40,8 @@ select
     worse.answer as rejected,
     null::double as chosen_score,
     null::double as rejected_score,
-    null::double as margin
+    null::double as margin,
+    better.images
 from queued as better
 inner join queued as worse
     on

@@ -1,4 +1,5 @@
 -- Every pair there is, with the keys and lengths that the rules go by.
+-- Images count as a part of the prompt; rows of one first image are one group, for the same words may ask of any image.
 -- Grain: candidate (one pair).  Reads: given_pairs, ranked_pairs, labelled_pairs.  Parameters: none.
 with together as (
     select * from given_pairs
@@ -12,8 +13,9 @@ spelled as (
     select
         *,
         array_to_string([turn.role for turn in prompt], ' ') as roles,
-        array_to_string([turn.role || ': ' || turn.content for turn in prompt], chr(30)) as whole,
-        list_filter(prompt, lambda turn: turn.role = 'user')[1].content as first_prompt
+        array_to_string([turn.role || ': ' || turn.content for turn in prompt], chr(30))
+        || coalesce(chr(28) || array_to_string(images, chr(28)), '') as whole,
+        coalesce(images[1], list_filter(prompt, lambda turn: turn.role = 'user')[1].content) as first_prompt
     from together
 ),
 
@@ -41,6 +43,7 @@ select
     chosen_score,
     rejected_score,
     margin,
+    images,
     roles,
     len(list_filter(prompt, lambda turn: turn.role = 'user' and turn.content = '')) as empty_prompts,
     len(list_filter(prompt, lambda turn: turn.role = 'assistant' and turn.content = '')) as empty_answers,

@@ -1,4 +1,5 @@
 -- Prompts as they were read, with the keys and lengths that the rules go by.
+-- Images count as a part of the prompt; rows of one first image are one group, for the same words may ask of any image.
 -- Grain: candidate (one prompt of a record).  Reads: items.  Parameters: none.
 with spelled as (
     select
@@ -8,9 +9,11 @@ with spelled as (
         named_group,
         messages,
         reference,
+        images,
         array_to_string([turn.role for turn in messages], ' ') as roles,
-        array_to_string([turn.role || ': ' || turn.content for turn in messages], chr(30)) as whole,
-        list_filter(messages, lambda turn: turn.role = 'user')[1].content as first_prompt
+        array_to_string([turn.role || ': ' || turn.content for turn in messages], chr(30))
+        || coalesce(chr(28) || array_to_string(images, chr(28)), '') as whole,
+        coalesce(images[1], list_filter(messages, lambda turn: turn.role = 'user')[1].content) as first_prompt
     from items
 )
 
@@ -23,6 +26,7 @@ select
     named_group,
     messages,
     reference,
+    images,
     roles,
     len(list_filter(messages, lambda turn: turn.role = 'user' and turn.content = '')) as empty_prompts,
     len(list_filter(messages, lambda turn: turn.role = 'assistant' and turn.content = '')) as empty_answers,

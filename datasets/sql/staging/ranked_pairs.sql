@@ -35,7 +35,8 @@ select
     worse.content as rejected,
     better.points as chosen_score,
     worse.points as rejected_score,
-    if(items.ordinal, null, better.points - worse.points) as margin
+    if(items.ordinal, null, better.points - worse.points) as margin,
+    items.images
 from items
 inner join records on items.record = records.record
 inner join sources on records.source = sources.source
