@@ -29,7 +29,7 @@ EFFECT_PROMPTS = 4
 
 
 @dataclass
-class _Distance:
+class Distance:
     """Running comparison of two models' logits."""
 
     largest: float = 0.0
@@ -62,9 +62,9 @@ def run(spec: MergeSpec, inputs: Inputs, out: Path, run: Run) -> Metrics:
     texts, effect = _before(spec, inputs["policy"], rows, run)
     merged = load(inputs["policy"], run, merged=True)
     run.log(f"merged {', '.join(record.adapters)}; comparing on {len(texts)} prompts")
-    distance = _Distance()
+    distance = Distance()
     for i, ids in enumerate(texts):
-        distance.add(load_file(_stored(run, i))["logits"], _logits(merged.model, ids))
+        distance.add(load_file(_stored(run, i))["logits"], logits_of(merged.model, ids))
         _stored(run, i).unlink()
         run.progress(Progress(i + 1, len(texts), {"max_logit_distance": distance.largest}))
     tolerance = spec.quantised_tolerance if record.quantization else spec.tolerance
@@ -83,15 +83,15 @@ def _before(spec: MergeSpec, policy: Path, rows: list[dict[str, Any]], run: Run)
     texts = [encoder.prompt(row["prompt"])[: spec.max_length] for row in rows]
     effect = 0.0
     for i, ids in enumerate(texts):
-        logits = _logits(policy_now.model, ids)
+        logits = logits_of(policy_now.model, ids)
         save_file({"logits": logits}, _stored(run, i))
         if i < EFFECT_PROMPTS:
             with policy_now.model.disable_adapter():
-                effect = max(effect, float((logits - _logits(policy_now.model, ids)).abs().max()))
+                effect = max(effect, float((logits - logits_of(policy_now.model, ids)).abs().max()))
     return texts, effect
 
 
-def _certificate(distance: _Distance, effect: float, tolerance: float, prompts: int) -> dict[str, Json]:
+def _certificate(distance: Distance, effect: float, tolerance: float, prompts: int) -> dict[str, Json]:
     """The numbers, rounded so that they are the same everywhere.  Raises AlignError where the merge is not faithful."""
     agreement = distance.agree / distance.tokens
     if not distance.largest <= tolerance:
@@ -105,19 +105,19 @@ def _certificate(distance: _Distance, effect: float, tolerance: float, prompts: 
             "the policy: the adapter was not merged, or is smaller than rounding"
         )
     return {
-        "max_logit_distance": _round(distance.largest),
-        "mean_logit_distance": _round(distance.total / (distance.tokens * distance.words)),
-        "kl_nats_per_token": _round(distance.kl / distance.tokens),
+        "max_logit_distance": rounded(distance.largest),
+        "mean_logit_distance": rounded(distance.total / (distance.tokens * distance.words)),
+        "kl_nats_per_token": rounded(distance.kl / distance.tokens),
         "top1_agreement": round(agreement, 6),
-        "adapter_effect": _round(effect),
+        "adapter_effect": rounded(effect),
         "tolerance": tolerance,
         "prompts": prompts,
         "tokens": distance.tokens,
     }
 
 
-def _logits(model: Any, ids: list[int]) -> torch.Tensor:  # noqa: ANN401
-    """(tokens, words), float32, on the CPU."""
+def logits_of(model: Any, ids: list[int]) -> torch.Tensor:  # noqa: ANN401
+    """Logits at every token of a text, (tokens, words), float32, on the CPU."""
     device = next(model.parameters()).device
     with torch.no_grad():
         return model(input_ids=torch.tensor([ids], device=device), use_cache=False).logits[0].float().cpu()
@@ -127,6 +127,6 @@ def _stored(run: Run, number: int) -> Path:
     return run.work / f"logits-{number}.safetensors"
 
 
-def _round(value: float) -> float:
+def rounded(value: float) -> float:
     """Two significant digits: what rounding leaves beyond them differs from machine to machine."""
     return float(f"{value:.2g}")

@@ -52,7 +52,8 @@ class Shelf:
             raise DataError(f"{name}: a policy of this name is loaded already; give another name")
         record = read_record(policy)
         if record.task != "policy":
-            raise DataError(f"{name}: a reward model, which scores answers and gives none; name a policy")
+            what = "a reward model" if record.task == "reward" else f"a model for {record.task.replace('_', ' ')}"
+            raise DataError(f"{name}: {what}, which gives no answers; name a policy")
         started, bodies = time.monotonic(), len(self._bodies)
         folders = [policy / ADAPTERS / folder for folder in record.adapters]
         if stacked(folders) and not record.quantization:

@@ -88,7 +88,7 @@ def test_a_whole_model_stands_for_itself_and_reward_models_and_second_names_are_
     with pytest.raises(DataError, match="loaded already"):
         shelf.add("full", shop.policy)
     reward, _ = train("reward", RewardSpec.model_validate({"method": tiny.METHOD["lora"], "max_steps": 1, "global_batch": 8}))
-    with pytest.raises(DataError, match="a reward model, which scores answers"):
+    with pytest.raises(DataError, match="a reward model, which gives no answers"):
         shelf.add("reward", reward)
 
 
