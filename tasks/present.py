@@ -4,11 +4,12 @@ import base64
 import json
 import math
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 from tasks.core.spec import Json
 from tasks.core.store import Artifact
 
-_TEXTS = ("gates.md", "report.md", "README.md")
+_TEXTS = ("gates.md", "comparison.md", "report.md", "README.md")
 """what a stage wrote for people; the first that is there leads the page"""
 
 
@@ -19,6 +20,7 @@ def summary(artifact: Artifact, *, built: bool, about: str = "") -> str:
         if (artifact.path / name).exists():
             text = (artifact.path / name).read_text(encoding="utf-8")
             lines = [text.partition("---\n")[2].partition("---\n")[2] if text.startswith("---\n") else text, ""]
+            lines[0] = _with_pictures(lines[0], artifact.path)
             break
     if (curve := artifact.path / _CURVE).exists():
         lines += [*_plot(json.loads(curve.read_text(encoding="utf-8"))), ""]
@@ -34,8 +36,19 @@ def summary(artifact: Artifact, *, built: bool, about: str = "") -> str:
     return "\n".join(lines)
 
 
+def _with_pictures(text: str, folder: Path) -> str:
+    """`text` with the PNGs of `folder` that it shows inside it: a page asks no other address for anything."""
+    for picture in folder.glob("*.png"):
+        text = text.replace(f"]({picture.name})", f"](data:image/png;base64,{base64.b64encode(picture.read_bytes()).decode()})")
+    return text
+
+
 def table(artifact: Artifact) -> list[dict[str, Json]]:
-    """The gates of a verdict as rows for a table; nothing for other kinds."""
+    """The gates of a verdict, or the methods of a comparison, as rows for a table; nothing for other kinds."""
+    if artifact.kind == "comparison":
+        from tasks.compare_report import rows as methods
+
+        return [{**row} for row in methods(json.loads((artifact.path / "comparison.json").read_text(encoding="utf-8")))]
     if artifact.kind != "verdict":
         return []
     from evals.report import rows
@@ -94,6 +107,8 @@ _HEADLINES = {
     "answers": "{answers} answers, {tokens} tokens, share that ended by itself {finished}",
     "scores": "nats per token: answers {answer_nll}, general text {text_nll}",
     "rewards": "held-out pairs: chosen {chosen_reward/reward_model}, rejected {rejected_reward/reward_model}",
+    "profile": "per token {decode_seconds/base} s as the base, {decode_seconds/unmerged} s as trained",
+    "comparison": "{methods} methods, {failed} with gaps; best on held-out answers: {best_answers}",
     "verdict": "{verdict}: {pass} of {gates} gates hold",
     "release": "verdict {verdict}",
 }
