@@ -182,3 +182,17 @@ def test_types_do_not_mix_on_a_base():
     with pytest.raises(ValueError, match="Cannot combine adapters with different peft types"):
         model.add_adapter("other", BottleneckConfig(size=4, task_type="CAUSAL_LM"))
     assert get_peft_model(build("llama"), BottleneckConfig(size=4)).active_adapters == ["default"]  # no task type is fine too
+
+
+@pytest.mark.parametrize("method", CONFIGS)
+def test_a_module_that_is_trained_whole_gets_no_part_of_the_method(method, tmp_path):
+    config = CONFIGS[method]()
+    config.modules_to_save = ["pooler"]
+    model = wrap(build("bert-classifier"), config, "bert-classifier")
+    whole = {name for name, p in model.named_parameters() if p.requires_grad and ".modules_to_save." in name}
+    assert {name.partition(".modules_to_save")[0].rpartition(".")[2] for name in whole} == {"pooler", "classifier"}
+    assert not [name for name, _ in model.named_parameters() if "pooler" in name and OWN[method] in name]
+    before = tensors(model)
+    assert whole <= moved(steps(model), before)
+    save(model, tmp_path)
+    assert torch.equal(logits(PeftModel.from_pretrained(build("bert-classifier"), tmp_path)), logits(model))

@@ -44,6 +44,7 @@ class BitFitLayer(OwnLayer):
     """A module, and what each adapter adds to its biases; those that it has not count as zero."""
 
     adapter_layer_names = ("bitfit_delta",)
+    bitfit_delta: Any
 
     def __init__(self, base_layer: nn.Module) -> None:
         """Wrap `base_layer`, which has biases or is linear."""
@@ -69,7 +70,7 @@ class BitFitLayer(OwnLayer):
                 result = result + move["bias"].to(result.dtype)
             return result
         biases = {name: getattr(self.base_layer, name) for name in moves[0]}
-        moved = {name: bias + sum(move[name] for move in moves).to(bias.dtype) for name, bias in biases.items()}
+        moved: dict[str, Any] = {name: sum((move[name].to(bias.dtype) for move in moves), bias) for name, bias in biases.items()}
         return functional_call(self.base_layer, moved, args, kwargs)
 
     @property

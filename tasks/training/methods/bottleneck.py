@@ -54,6 +54,9 @@ class BottleneckLayer(OwnLayer):
     """A sub-layer's last module, and the bottleneck behind it."""
 
     adapter_layer_names = ("bottleneck_down", "bottleneck_act", "bottleneck_up")
+    bottleneck_down: Any
+    bottleneck_act: Any
+    bottleneck_up: Any
 
     def update_layer(self, adapter_name: str, config: BottleneckConfig, width: int) -> None:
         """Add a module that is the identity; down starts as torch's linear layers do."""
@@ -86,6 +89,7 @@ class NormLayer(OwnLayer):
     """A layer norm, and a trained copy of it for each adapter."""
 
     adapter_layer_names = ("bottleneck_norm",)
+    bottleneck_norm: Any
 
     def update_layer(self, adapter_name: str, config: BottleneckConfig, width: int) -> None:
         """Add a copy."""

@@ -47,7 +47,7 @@ class OwnLayer(nn.Module, BaseTunerLayer):
     def __init__(self, base_layer: nn.Module) -> None:
         """Wrap `base_layer`, with no adapter yet."""
         super().__init__()
-        self.base_layer = base_layer
+        self.base_layer: Any = base_layer
         self.merged_adapters = []
         self._active_adapter = []  # the tuner sets it after every injection
         for name in self.adapter_layer_names:
