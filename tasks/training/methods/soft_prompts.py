@@ -15,12 +15,11 @@ from peft import (
     PromptLearningConfig,
     PromptTuningConfig,
     PromptTuningInit,
-    get_peft_model,
 )
 
 from tasks.core.errors import SpecError
 from tasks.methods import PrefixTuning, PromptTuning, PTuning, PTuningV2
-from tasks.training.methods.builder import Builder, write_peft
+from tasks.training.methods.builder import Builder, adapted, write_peft
 from tasks.training.models import PEFT_TASKS, Loaded
 
 COMMON = 5000
@@ -32,7 +31,7 @@ NOISE = 0.5
 def _wrapped(loaded: Loaded, config: PromptLearningConfig) -> Any:  # noqa: ANN401
     """`loaded.model` under a fresh soft prompt; nothing else but a fresh head is trained."""
     loaded.model.requires_grad_(False)
-    return get_peft_model(loaded.model, config)
+    return adapted(loaded.model, config)
 
 
 def _prompt(loaded: Loaded, method: PromptTuning, task: str) -> Any:  # noqa: ANN401
@@ -86,14 +85,8 @@ def _encoded(loaded: Loaded, method: PTuning, task: str) -> Any:  # noqa: ANN401
 
 def _prefix(loaded: Loaded, method: PrefixTuning | PTuningV2, task: str) -> Any:  # noqa: ANN401
     """PEFT takes layers, key-value heads and their width from the model."""
-    hidden = method.hidden if isinstance(method, PrefixTuning) else None
-    config = PrefixTuningConfig(
-        num_virtual_tokens=method.length,
-        prefix_projection=hidden is not None,
-        encoder_hidden_size=hidden,
-        task_type=PEFT_TASKS[task],
-    )
-    return _wrapped(loaded, config)
+    network = {"prefix_projection": True, "encoder_hidden_size": method.hidden} if isinstance(method, PrefixTuning) else {}
+    return _wrapped(loaded, PrefixTuningConfig(num_virtual_tokens=method.length, task_type=PEFT_TASKS[task], **network))
 
 
 def write_vectors(model: Any, folder: Path) -> None:  # noqa: ANN401
