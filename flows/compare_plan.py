@@ -100,7 +100,8 @@ class ComparePlan(Spec):
 
 def _label(entry: CompareEntry, entries: Sequence[CompareEntry]) -> str:
     """The method's name, and for several of one method the fields in which they differ."""
-    own, others = _flat(entry), [_flat(other) for other in entries if other.method.name == entry.method.name]
+    own = _flat(entry)
+    others = [_flat(other) for other in entries if other.method.name == entry.method.name and not other.label]
     differing = [name for name in own if any(other[name] != own[name] for other in others)]
     said = [f"{name.replace('learning_rate', 'lr')}-{_word(own[name])}" for name in differing]
     return "-".join([entry.method.name, *said])

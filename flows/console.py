@@ -133,7 +133,7 @@ class Watch:
 
         mark = {"built": "✔", "cached": "=", "failed": "✘"}[what]
         said = headline(artifact) if isinstance(artifact, Artifact) else error
-        line = Text(f" {mark} {stage:<20}", style=_STATES[what])
+        line = Text(f" {mark} {stage:<19} ", style=_STATES[what])
         return line + Text(f"{what:<7} {duration(seconds):>9}  ", style="dim") + Text(said)
 
     def _tell(self, stage: str, now: float) -> None:
@@ -150,7 +150,7 @@ class Watch:
         return table
 
     def _line(self, stage: str, since: float, progress: Progress | None, text: str) -> Text:
-        line = Text(f" ▸ {stage:<20}", style="yellow") + Text(f"{'':<7} {duration(time.monotonic() - since):>9}  ", style="dim")
+        line = Text(f" ▸ {stage:<19} ", style="yellow") + Text(f"{'':<7} {duration(time.monotonic() - since):>9}  ", style="dim")
         if progress is None:
             return line + Text(text[:90], style="dim")
         watched = {name: value for name, value in progress.values.items() if name not in _UNWATCHED}

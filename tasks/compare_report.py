@@ -131,8 +131,8 @@ def table(record: Record) -> "Group":
     from rich.table import Table
     from rich.text import Text
 
-    shown = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
-    lines = _lines(record, MAIN)
+    shown = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0), header_style="bold")
+    lines = _lines(record, MAIN, brief=True)
     for title in lines[0]:
         shown.add_column(title, justify="left" if title == "method" else "right")
     best = _best(record)
@@ -146,11 +146,21 @@ def table(record: Record) -> "Group":
     return Group(shown, *failed, *(Text(sentence) for sentence in sentences if sentence))
 
 
-def _lines(record: Record, columns: Mapping[str, tuple[str, Callable[[float], str]]]) -> list[dict[str, str]]:
-    return [
-        {"method": row["label"]} | {title: _cell(row["cells"][name], write) for name, (title, write) in columns.items()}
-        for row in record["rows"]
-    ]
+def _lines(
+    record: Record, columns: Mapping[str, tuple[str, Callable[[float], str]]], *, brief: bool = False
+) -> list[dict[str, str]]:
+    """A row for each method; `brief` leaves out the intervals of latency, and what the seeds gave."""
+    lines: list[dict[str, str]] = []
+    for row in record["rows"]:
+        line = {"method": row["label"]}
+        for name, (title, write) in columns.items():
+            cell = row["cells"][name]
+            if brief and cell:
+                kept = ("value", "low", "high") if name in record["qualities"] else ("value",)
+                cell = {key: cell[key] for key in kept if key in cell}
+            line[title] = _cell(cell, write)
+        lines.append(line)
+    return lines
 
 
 def _cell(cell: Mapping[str, Any] | None, write: Callable[[float], str]) -> str:
