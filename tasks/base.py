@@ -23,6 +23,7 @@ from tasks.core.launch import run_child
 from tasks.core.spec import Json, Spec, canonical, sha256
 from tasks.policy import (
     MODEL,
+    PROCESSOR_FILES,
     RECORD,
     TEMPLATE,
     TOKENIZER_CONFIG,
@@ -31,9 +32,10 @@ from tasks.policy import (
     PolicyRecord,
     base_path,
     check_base,
+    find_template,
     read_record,
+    sees,
     template_digest,
-    template_text,
     tokenizer_digest,
     write_record,
 )
@@ -55,6 +57,8 @@ class BaseSpec(Spec):
     """`smollm2-135m-instruct` (embedded), `org/name` on the hub, or `local` (the folder is the input `source`)"""
     revision: str | None = None
     """commit of a hub model, 40 hex digits; null for the others"""
+    chat: bool = True
+    """it must write text and have a chat template; a task head asks for neither"""
 
     @property
     def source(self) -> Literal["embedded", "local", "hub"]:
@@ -92,15 +96,16 @@ def build_base(spec: BaseSpec, inputs: Inputs, out: Path, run: Run) -> Metrics:
     if (spec.source == "local") != ("source" in inputs):
         raise SpecError(f"base {spec.model}: the input `source` belongs to the model `{LOCAL}`, and to no other")
     if spec.source == "local":
-        kept = _chosen(inputs["source"], "base")
+        kept = _chosen(inputs["source"], "base", chat=spec.chat)
         base = Base(name=LOCAL, revision=_revision(kept, run.models), files={})
         folder = _install(base, run.models, partial(_link, kept))
     else:
         revision = f"git:{spec.revision}" if spec.revision else f"sha256:{smollm.SHA256}"
         base = Base(name=spec.model, revision=revision, files={})
-        folder = _install(base, run.models, _fill(base, run))
+        folder = _install(base, run.models, _fill(base, run, chat=spec.chat))
     base = base.model_copy(update={"files": _digests(folder, run.models)})
-    template, tokenizer = template_digest(folder), tokenizer_digest(folder)
+    template = template_digest(folder) if spec.chat or find_template(folder) else None
+    tokenizer = tokenizer_digest(folder)
     write_record(out, PolicyRecord(task="policy", base=base, tokenizer=tokenizer, template=template))
     return {
         "parameters": _parameters(folder),
@@ -139,14 +144,14 @@ def materialise(base: Base, run: Run) -> Path:
                 f"{damage.args[0]} (`align rerun base PLAN` brings a local model into the cache again)"
             ) from damage
         run.log(f"{base.name}: not intact in the model cache, bringing it there again")
-    _install(base, run.models, _fill(base, run))
+    _install(base, run.models, _fill(base, run, chat=False))  # whoever built the artifact has asked what was to be asked
     return check_base(run.models, base)
 
 
-def _fill(base: Base, run: Run) -> Callable[[Path], None]:
+def _fill(base: Base, run: Run, *, chat: bool) -> Callable[[Path], None]:
     if base.name == smollm.NAME:
         return partial(smollm.write, progress=lambda done, total: run.progress(Progress(done, total, {})))
-    return partial(_download, base, run)
+    return partial(_download, base, run, chat)
 
 
 def _install(base: Base, models: Path, fill: Callable[[Path], None]) -> Path:
@@ -184,7 +189,7 @@ def _link(files: dict[str, Path], folder: Path) -> None:
             shutil.copyfile(file, folder / name)
 
 
-def _download(base: Base, run: Run, folder: Path) -> None:
+def _download(base: Base, run: Run, chat: bool, folder: Path) -> None:
     import huggingface_hub
     from huggingface_hub import errors
 
@@ -208,11 +213,11 @@ def _download(base: Base, run: Run, folder: Path) -> None:
         raise MachineError(
             f"{where}: cannot be downloaded ({reason:.200}); go online, or give a local copy of it as ./folder"
         ) from error
-    _link(_chosen(place, where), folder)
+    _link(_chosen(place, where, chat=chat), folder)
     remove(place)
 
 
-def _chosen(source: Path, where: str) -> dict[str, Path]:
+def _chosen(source: Path, where: str, *, chat: bool) -> dict[str, Path]:
     """The files of a transformers folder that are used.  Raises SpecError, which never names the folder, for one we refuse."""
     if not (source / _CONFIG).is_file():
         what = (
@@ -227,16 +232,17 @@ def _chosen(source: Path, where: str) -> dict[str, Path]:
                 f"{where}: {name} wants to run code of its own (auto_map), which is never done; use a model of a built-in type"
             )
     kinds: list[str] = _json(source / _CONFIG).get("architectures") or []
-    if kinds and not any(kind.endswith(("ForCausalLM", "LMHeadModel")) for kind in kinds):
+    writes = ("ForCausalLM", "LMHeadModel", *(("ForConditionalGeneration", "ForImageTextToText") if sees(source) else ()))
+    if sees(source) and not any((source / name).is_file() for name in PROCESSOR_FILES[:2]):
+        raise SpecError(f"{where}: it reads images, and there is no {PROCESSOR_FILES[0]}; save its processor into the same folder")
+    if chat and kinds and not any(kind.endswith(writes) for kind in kinds):
         raise SpecError(f"{where}: a {kinds[0]} does not write text from left to right; use a causal language model")
-    if not any((source / name).is_file() for name in ("tokenizer.json", "tokenizer.model", "vocab.json")):
+    if not any((source / name).is_file() for name in ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt")):
         raise SpecError(f"{where}: there is no tokenizer; save the model's tokenizer into the same folder")
-    try:
-        template_text(source)
-    except DataError as error:
+    if chat and find_template(source) is None:
         raise SpecError(
             f"{where}: the tokenizer has no chat template; add {TEMPLATE} (Jinja) to a local copy of the model and use that"
-        ) from error
+        )
     names = [_CONFIG, *_weights(source, where), *(name for name in _KEPT if (source / name).is_file())]
     return {name: source / name for name in names}
 

@@ -18,6 +18,8 @@ MODEL = "model"
 ADAPTERS = "adapters"
 TEMPLATE = "chat_template.jinja"
 TOKENIZER_CONFIG = "tokenizer_config.json"
+PROCESSOR_FILES = ("processor_config.json", "preprocessor_config.json", "video_preprocessor_config.json", "chat_template.json")
+"""how a vision-language model reads images"""
 TOKENIZER_FILES = (
     "tokenizer.json",
     "tokenizer.model",
@@ -26,10 +28,16 @@ TOKENIZER_FILES = (
     "added_tokens.json",
     "vocab.json",
     "merges.txt",
+    "vocab.txt",
+    "spiece.model",
+    "sentencepiece.bpe.model",
+    *PROCESSOR_FILES,
 )
-"""what a tokenizer may consist of; the chat template is a file of its own and has a digest of its own"""
+"""what a tokenizer, or a processor, may consist of; the chat template is a file of its own and has a digest of its own"""
 
-Task = Literal["policy", "reward"]
+HeadKind = Literal["sequence_classification", "token_classification", "question_answering"]
+"""a head for a task, see `tasks.heads`"""
+Task = Literal["policy", "reward", "sequence_classification", "token_classification", "question_answering"]
 
 
 class _Record(BaseModel):
@@ -68,8 +76,8 @@ class PolicyRecord(_Record):
     chain: tuple[Link, ...] = ()
     tokenizer: str
     """sha256 over the tokenizer files, see `tokenizer_digest`"""
-    template: str
-    """sha256 of the chat template's text"""
+    template: str | None
+    """sha256 of the chat template's text; None where the base has none, which is enough for a task head"""
 
     @property
     def adapters(self) -> list[str]:
@@ -130,13 +138,28 @@ def tokenizer_digest(folder: Path) -> str:
     return sha256(canonical(files))
 
 
-def template_text(folder: Path) -> str:
-    """The chat template that the tokenizer in `folder` uses.  Raises DataError if it has none."""
+def find_template(folder: Path) -> str | None:
+    """The chat template that the tokenizer in `folder` uses, None if it has none."""
     if (folder / TEMPLATE).is_file():
         return (folder / TEMPLATE).read_text(encoding="utf-8")
     config = folder / TOKENIZER_CONFIG
-    text = json.loads(config.read_text(encoding="utf-8")).get("chat_template") if config.is_file() else None
-    if not isinstance(text, str) or not text.strip():
+    for held in (config, folder / "chat_template.json"):
+        text = json.loads(held.read_text(encoding="utf-8")).get("chat_template") if held.is_file() else None
+        if isinstance(text, str) and text.strip():
+            return text
+    return None
+
+
+def sees(folder: Path) -> bool:
+    """Whether the model in `folder` reads images beside text."""
+    path = folder / "config.json"
+    return path.is_file() and "vision_config" in json.loads(path.read_text(encoding="utf-8"))
+
+
+def template_text(folder: Path) -> str:
+    """The chat template that the tokenizer in `folder` uses.  Raises DataError if it has none."""
+    text = find_template(folder)
+    if text is None:
         raise DataError(f"{folder}: the tokenizer has no chat template; give the base a chat_template.jinja")
     return text
 

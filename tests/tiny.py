@@ -7,7 +7,7 @@ from pathlib import Path
 
 from tasks.core.files import file_digest, tree
 from tasks.methods import METHODS
-from tasks.policy import Base, PolicyRecord, base_path, template_digest, tokenizer_digest, write_record
+from tasks.policy import Base, PolicyRecord, base_path, find_template, template_digest, tokenizer_digest, write_record
 
 TEMPLATE = (
     "{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\\n' + m['content'] + '<|im_end|>' + '\\n' }}{% endfor %}"
@@ -74,6 +74,37 @@ def write_model(
     return folder
 
 
+def write_encoder(folder: Path, *, hidden: int = 32, positions: int = 128) -> Path:
+    """Write a tiny BERT as pre-training leaves it (no pooler, no chat template) with a WordPiece tokenizer."""
+    import torch
+    from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
+    from transformers import AutoModelForMaskedLM, BertConfig, PreTrainedTokenizerFast
+
+    special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+    letters = [chr(i) for i in range(33, 127)]
+    words = [*special, *letters, *(f"##{letter}" for letter in letters), *dict.fromkeys(WORDS)]
+    pieces = Tokenizer(models.WordPiece({word: i for i, word in enumerate(dict.fromkeys(words))}, unk_token="[UNK]"))
+    pieces.normalizer = normalizers.BertNormalizer(lowercase=True)
+    pieces.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    pieces.decoder = decoders.WordPiece()
+    ends = [("[CLS]", 2), ("[SEP]", 3)]
+    pieces.post_processor = processors.TemplateProcessing(
+        single="[CLS] $A [SEP]", pair="[CLS] $A [SEP] $B:1 [SEP]:1", special_tokens=ends
+    )
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=pieces, pad_token="[PAD]", unk_token="[UNK]", cls_token="[CLS]", sep_token="[SEP]", mask_token="[MASK]",
+        model_input_names=["input_ids", "token_type_ids", "attention_mask"],
+    )  # fmt: skip
+    tokenizer.save_pretrained(folder)
+    torch.manual_seed(0)
+    config = BertConfig(
+        vocab_size=len(tokenizer), hidden_size=hidden, num_hidden_layers=2, num_attention_heads=4, intermediate_size=2 * hidden,
+        max_position_embeddings=positions, pad_token_id=0,
+    )  # fmt: skip
+    AutoModelForMaskedLM.from_config(config).save_pretrained(folder)
+    return folder
+
+
 def write_policy(out: Path, models: Path, source: Path, name: str = "tiny") -> Path:
     """Put the model of `source` into the model cache `models` and write the `policy` artifact that starts from it to `out`."""
     files = {file.relative_to(source).as_posix(): file_digest(file) for file in tree(source)}
@@ -85,9 +116,8 @@ def write_policy(out: Path, models: Path, source: Path, name: str = "tiny") -> P
         for file in tree(source):
             (place / file.relative_to(source)).write_bytes(file.read_bytes())
     out.mkdir(parents=True, exist_ok=True)
-    write_record(
-        out, PolicyRecord(task="policy", base=base, tokenizer=tokenizer_digest(source), template=template_digest(source))
-    )
+    template = template_digest(source) if find_template(source) else None
+    write_record(out, PolicyRecord(task="policy", base=base, tokenizer=tokenizer_digest(source), template=template))
     return out
 
 

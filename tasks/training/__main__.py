@@ -20,7 +20,9 @@ from tasks.core.files import write_json
 from tasks.core.launch import EVENT
 from tasks.core.secrets import redact
 
-JOBS = ("pretrain", "sft", "reward", "dpo", "merge", "compose", "generate", "score", "rewards", "metrics", "profile")
+JOBS = (
+    "pretrain", "sft", "reward", "dpo", "heads", "merge", "compose", "generate", "score", "rewards", "metrics", "predict", "profile",
+)  # fmt: skip
 
 HARMLESS = ("Unsupported layer type .*Norm", "The following (rank|alpha)_pattern keys did not match")
 """what PEFT warns of although it is meant: layer norms as targets, an unused rank or scale for fused experts"""

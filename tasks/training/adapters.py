@@ -16,9 +16,11 @@ from transformers import set_seed
 
 from tasks.chain import follow
 from tasks.core.contract import Run
+from tasks.core.errors import SpecError
 from tasks.core.files import write_json
 from tasks.core.spec import Spec, canonical, to_json
-from tasks.methods import METHODS, AnyMethod
+from tasks.heads import Head
+from tasks.methods import METHODS, AnyMethod, check_vision
 from tasks.policy import ADAPTERS, MODEL, TEMPLATE, TOKENIZER_FILES, Link, PolicyRecord, Task, read_record, write_record
 from tasks.train import TrainSpec
 from tasks.training.methods.table import BUILDERS
@@ -45,11 +47,16 @@ class Start:
         return self.loaded.model
 
 
-def start(policy: Path, spec: TrainSpec, run: Run) -> Start:
-    """Load `policy` and make it trainable by the method of `spec`.  Raises SpecError where that would not start exactly there."""
+def start(policy: Path, spec: TrainSpec, run: Run, head: Head | None = None) -> Start:
+    """Load `policy`, under a fresh `head` if one is given, and make it trainable by the method of `spec`.
+
+    Raises SpecError where that would not start exactly there.
+    """
     parent = read_record(policy)
     row, builder = METHODS[spec.method.name], BUILDERS[spec.method.name]
-    task: Task = "reward" if spec.stage == "reward" else "policy"
+    task: Task = head.kind if head else "reward" if spec.stage == "reward" else "policy"
+    if head and parent.adapters:
+        raise SpecError(f"task {task}: the policy below it has adapters of its own; merge it first")
     last = policy / ADAPTERS / parent.adapters[-1] if parent.adapters else None
     same = last is not None and _same_shape(last, spec.method)
     how = follow(parent.quantization is not None, parent.chain[-1].method if last else None, spec.method, same=same)
@@ -60,7 +67,10 @@ def start(policy: Path, spec: TrainSpec, run: Run) -> Start:
         name = parent.adapters[-1]
     else:
         merged = bool(parent.adapters)
-        loaded = load(policy, run, task=task, trainable=not row.adapter, merged=merged, seed=spec.seed, quantised=row.quantised)
+        how_held = {"merged": merged, "quantised": row.quantised, "trainable": not row.adapter}
+        loaded = load(policy, run, task=task, seed=spec.seed, head=head, **how_held)
+        if loaded.processor is not None:
+            check_vision(spec.method)
         loaded = loaded.replace(builder.wrap(loaded, spec.method, task))
         name = f"{len(parent.adapters)}-{spec.stage}" if row.adapter else None
         how = how if row.adapter else "full"

@@ -23,15 +23,25 @@ from transformers.utils import logging as transformers_logging
 
 from tasks.core.contract import Run
 from tasks.core.errors import DataError, MachineError, SpecError
-from tasks.policy import ADAPTERS, MODEL, PolicyRecord, Task, check_base, read_record, template_digest, tokenizer_digest
+from tasks.heads import FORMS, Head, read_head
+from tasks.policy import ADAPTERS, MODEL, PolicyRecord, Task, check_base, read_record, sees, template_digest, tokenizer_digest
+from tasks.training.head_models import headed, padding
 from tasks.training.methods.known import make_all_known
 from tasks.training.pooling import pool_by_mask
+from tasks.training.template import render
+from tasks.training.vision_models import processor_of, vision_model
 
 WEIGHTS = "adapter_model.safetensors"
 _LOCAL: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
 transformers_logging.disable_progress_bar()  # a child's stdout is for its log and its progress events
 make_all_known()
-PEFT_TASKS = {"policy": "CAUSAL_LM", "reward": "SEQ_CLS"}
+PEFT_TASKS = {
+    "policy": "CAUSAL_LM",
+    "reward": "SEQ_CLS",
+    "sequence_classification": "SEQ_CLS",
+    "token_classification": "TOKEN_CLS",
+    "question_answering": "QUESTION_ANS",
+}
 
 
 @dataclass(frozen=True)
@@ -45,6 +55,8 @@ class Loaded:
     source: Path
     """folder that the weights under the adapters and the tokenizer came from"""
     device: torch.device
+    processor: Any = None
+    """of a vision-language model: tokenizer and image processor; None for a model of text alone"""
 
     def replace(self, model: Any) -> "Loaded":  # noqa: ANN401
         """The same with another model: this one wrapped, for example."""
@@ -60,24 +72,30 @@ def load(
     merged: bool = False,
     quantised: bool | None = None,
     seed: int = 0,
+    head: Head | None = None,
 ) -> Loaded:
     """Load the artifact in folder `policy`.
 
-    `task="reward"` on a policy puts a scalar head, fresh under `seed`, on its body.  `merged` merges the last adapter too
-    (the base is de-quantised first).  `quantised` holds the base in 4 bits whatever the record says.
-    `trainable` leaves the last adapter, or without one every weight, requiring gradients; else nothing does and dropout is off.
+    `task="reward"` on a policy puts a scalar head, fresh under `seed`, on its body, `head` that of a task, which a finished model
+    brings itself.  `merged` merges the last adapter too (the base is de-quantised first).  `quantised` holds the base in 4 bits
+    whatever the record says.  `trainable` leaves the last adapter, or without one every weight, requiring gradients; else nothing
+    does and dropout is off.
     """
     record = read_record(policy)
     if quantised:
         record = record.model_copy(update={"quantization": "nf4"})
-    task = task or record.task
-    if task == "policy" and record.task == "reward":
-        raise DataError(f"{policy}: a reward model, where a policy is needed; swap the inputs?")
+    task = head.kind if head else task or record.task
+    if task != record.task and record.task != "policy":
+        what = "reward model" if record.task == "reward" else f"model for {record.task.replace('_', ' ')}"
+        raise DataError(f"{policy}: a {what}, where a {task} is needed; swap the inputs?")
     device = torch_device(run)
     source = checked_source(policy, record, run)
-    tokenizer = AutoTokenizer.from_pretrained(source, **_LOCAL)
+    processor = processor_of(source)
+    tokenizer = processor.tokenizer if processor else AutoTokenizer.from_pretrained(source, **_LOCAL)
+    tokenizer.chat_template = tokenizer.chat_template or getattr(processor, "chat_template", None)
     torch.manual_seed(seed)
-    model = bare(source, record, task, device, keep_float32=trainable and (merged or not record.adapters))
+    head = head or (read_head(policy) if task in FORMS else None)
+    model = bare(source, record, task, device, keep_float32=trainable and (merged or not record.adapters), head=head)
     if record.quantization and merged and record.adapters:
         model = model.dequantize().to(torch.float32)
     folders = [policy / ADAPTERS / name for name in record.adapters]
@@ -91,12 +109,12 @@ def load(
         model = with_adapter(model, folders[-1], PEFT_TASKS[task], trainable=trainable)
     elif trainable:
         model.requires_grad_(True)
-    if task == "reward":
-        model.config.pad_token_id = pad_id(tokenizer)
+    if task != "policy":
+        model.config.pad_token_id = padding(tokenizer) if head else pad_id(tokenizer)
     if not trainable:
         model.requires_grad_(False)
     model.train(trainable)
-    return Loaded(model if record.quantization else model.to(device), tokenizer, record, source, device)
+    return Loaded(model if record.quantization else model.to(device), tokenizer, record, source, device, processor)
 
 
 def torch_device(run: Run) -> torch.device:
@@ -123,7 +141,7 @@ def tail_ids(tokenizer: PreTrainedTokenizerBase) -> list[int]:
     """The tokens that the template puts after an assistant's words: stop token, newline, whatever it is."""
     word = "answer"
     messages = [{"role": "user", "content": "question"}, {"role": "assistant", "content": word}]
-    text = str(tokenizer.apply_chat_template(messages, tokenize=False))
+    text = render(tokenizer, messages)
     return tokenizer.encode(text[text.rindex(word) + len(word) :], add_special_tokens=False)
 
 
@@ -140,7 +158,7 @@ def quantization() -> BitsAndBytesConfig:
     compute = torch.bfloat16 if torch.cuda.is_available() else torch.float32
     return BitsAndBytesConfig(
         load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype=compute,
-        llm_int8_skip_modules=["lm_head", "score"],
+        llm_int8_skip_modules=["lm_head", "score", "classifier", "qa_outputs", "pooler"],
     )  # fmt: skip
 
 
@@ -149,7 +167,7 @@ def checked_source(policy: Path, record: PolicyRecord, run: Run) -> Path:
     source = policy / MODEL if (policy / MODEL).is_dir() else check_base(run.models, record.base)
     for what, found, wanted in (
         ("tokenizer", tokenizer_digest(source), record.tokenizer),
-        ("chat template", template_digest(source), record.template),
+        *([("chat template", template_digest(source), record.template)] if record.template else []),
     ):
         if found != wanted:
             raise DataError(
@@ -162,15 +180,28 @@ def checked_source(policy: Path, record: PolicyRecord, run: Run) -> Path:
     return source
 
 
-def bare(source: Path, record: PolicyRecord, task: Task, device: torch.device, *, keep_float32: bool = False) -> Any:  # noqa: ANN401
-    """The model of `source` without any adapter, as the record wants it held."""
+def bare(
+    source: Path,
+    record: PolicyRecord,
+    task: Task,
+    device: torch.device,
+    *,
+    keep_float32: bool = False,
+    head: Head | None = None,
+) -> Any:  # noqa: ANN401
+    """The model of `source` without any adapter, as the record wants it held; under `head`, if one is given."""
     extra: dict[str, Any] = {"dtype": torch.float32 if device.type == "cpu" or keep_float32 else torch.bfloat16}
     if record.quantization == "nf4":
         extra |= {"quantization_config": quantization(), "device_map": {"": str(device)}}
-    kind, more = (AutoModelForCausalLM, {}) if task == "policy" else (AutoModelForSequenceClassification, {"num_labels": 1})
-    model = kind.from_pretrained(source, use_safetensors=True, **_LOCAL, **extra, **more)
-    if task == "reward":
-        pool_by_mask(model)
+    if head:
+        model = headed(source, head.kind, head.labels, **_LOCAL, **extra)
+    elif task == "policy" and sees(source):
+        model = vision_model(source, **extra)
+    elif task == "policy":
+        model = AutoModelForCausalLM.from_pretrained(source, use_safetensors=True, **_LOCAL, **extra)
+    else:
+        kind = AutoModelForSequenceClassification
+        model = pool_by_mask(kind.from_pretrained(source, use_safetensors=True, num_labels=1, **_LOCAL, **extra))
     for module in model.modules():
         if isinstance(module, Linear4bit):
             # In eval mode it would repack its weights for AVX512-BF16 and round the scales: other numbers than in training,

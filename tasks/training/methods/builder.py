@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from peft import PeftModel, get_peft_model
 
+from tasks.training.head_models import fresh
 from tasks.training.models import PEFT_TASKS, Loaded
 
 
@@ -38,10 +39,17 @@ class Builder:
     """`(model, method, trainer's arguments) -> optimiser`, None for the trainer's own"""
 
 
+def adapted(model: Any, config: Any) -> Any:  # noqa: ANN401  transformers and PEFT models
+    """`model` under a fresh adapter of `config`, which also trains and keeps what is new in the model beside the usual heads."""
+    if new := fresh(model):
+        config.modules_to_save = sorted({*(config.modules_to_save or ()), *new})
+    return get_peft_model(model, config)
+
+
 def peft(config: Callable[..., Any]) -> Callable[[Loaded, Any, str], Any]:
     """A `wrap` from `(model, method, task_type) -> PeftConfig`."""
 
     def wrap(loaded: Loaded, method: Any, task: str) -> Any:  # noqa: ANN401
-        return get_peft_model(loaded.model, config(loaded.model, method, PEFT_TASKS[task]))
+        return adapted(loaded.model, config(loaded.model, method, PEFT_TASKS[task]))
 
     return wrap

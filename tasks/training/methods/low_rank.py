@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 from bitsandbytes.functional import dequantize_4bit
-from peft import LoraConfig, get_peft_model
+from peft import LoraConfig
 from peft.optimizers import create_loraplus_optimizer
 from peft.tuners.lora import LoraLayer
 from safetensors import safe_open
@@ -20,8 +20,9 @@ from transformers.pytorch_utils import Conv1D
 
 from tasks.core.errors import DataError
 from tasks.methods import LoraPlus, RsLora
-from tasks.training.methods.builder import Builder, peft, write_peft
+from tasks.training.methods.builder import Builder, adapted, peft, write_peft
 from tasks.training.models import PEFT_TASKS, WEIGHTS, Loaded
+from tasks.training.vision_models import untrained
 
 _START = "alignflow_start"
 """attribute of a model whose base was changed by the start: parameter name -> its value at the start"""
@@ -29,7 +30,7 @@ _START = "alignflow_start"
 
 def config(model: Any, method: Any, task_type: str, **more: Any) -> LoraConfig:  # noqa: ANN401
     """PEFT's configuration of `method`."""
-    targets = method.targets if isinstance(method.targets, str) else list(method.targets)
+    targets = "all-linear" if isinstance(method.targets, str) else list(method.targets)
     return LoraConfig(
         r=method.rank,
         lora_alpha=method.alpha,
@@ -40,6 +41,7 @@ def config(model: Any, method: Any, task_type: str, **more: Any) -> LoraConfig: 
         fan_in_fan_out=any(isinstance(module, Conv1D) for module in model.modules()),
         bias="none",
         task_type=task_type,
+        exclude_modules=untrained(model, method.targets),
         **more,
     )
 
@@ -48,7 +50,7 @@ def _started(init: str) -> Any:  # noqa: ANN401
     """A `wrap` whose adapters start as `init` and are taken out of the base."""
 
     def wrap(loaded: Loaded, method: Any, task: str) -> Any:  # noqa: ANN401
-        model = get_peft_model(loaded.model, config(loaded.model, method, PEFT_TASKS[task], init_lora_weights=init))
+        model = adapted(loaded.model, config(loaded.model, method, PEFT_TASKS[task], init_lora_weights=init))
         setattr(model.peft_config["default"], "init_lora_weights", True)  # noqa: B010  a second adapter must not take anything out again
         start = {name: p.detach().clone() for name, p in model.named_parameters() if ".lora_" in name}
         setattr(model, _START, start)
@@ -87,10 +89,10 @@ def _faster_b(model: Any, method: Any, args: Any) -> torch.optim.Optimizer:  # n
 
 def _loftq(loaded: Loaded, method: Any, task: str) -> Any:  # noqa: ANN401
     """LoRA on the 4-bit base, started as the best rank-r approximation of W - Q(W): algorithm 1 of arXiv:2310.08659 at T = 1."""
-    model = get_peft_model(loaded.model, config(loaded.model, method, PEFT_TASKS[task]))
+    model = adapted(loaded.model, config(loaded.model, method, PEFT_TASKS[task]))
     originals = _Weights(loaded.source)
-    adapted: list[tuple[str, Any]] = [(name, layer) for name, layer in model.named_modules() if isinstance(layer, LoraLayer)]
-    for name, layer in adapted:
+    layers: list[tuple[str, Any]] = [(name, layer) for name, layer in model.named_modules() if isinstance(layer, LoraLayer)]
+    for name, layer in layers:
         quantised: Any = layer.get_base_layer().weight
         held = dequantize_4bit(quantised.data, quantised.quant_state).float()
         lost = originals.get(name.removeprefix("base_model.model.") + ".weight").to(held) - held
