@@ -13,7 +13,7 @@ from flows.console import Watch, duration, out
 from flows.explain import Explain, Step
 from flows.inspect import print_verdict, read_verdict
 from flows.pipeline import pipeline
-from flows.plan import Plan, load
+from flows.plan import Asked, Plan, load
 from flows.server import prepare, shown, temporary
 from tasks.channels import channel, promote
 from tasks.core.errors import GateError, SpecError
@@ -75,7 +75,7 @@ def run_flow(plan: Plan, stage: str | None, *, console: Console) -> None:
 
 
 @contextmanager
-def watched(plan: Plan, console: Console) -> Generator[None]:
+def watched(plan: Asked, console: Console) -> Generator[None]:
     """A server to record to and live lines on `console`, while a flow over `plan` runs in the body."""
     server = prepare(plan.store.root)
     where = f"recorded at {shown(server).removesuffix('/api')}" if server else "no server runs, so a temporary one records it"

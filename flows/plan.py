@@ -7,7 +7,7 @@ import json
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Generic, Literal, TypeVar
+from typing import Annotated, Any, Generic, Literal, Protocol, TypeVar
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, ValidationError, model_validator
@@ -308,6 +308,28 @@ class Plan(Part):
         return Workshop(Store(self.store.root, self.store.remote), models_folder(), self.execution)
 
 
+class Asked(Protocol):
+    """What any plan can be asked, whatever it builds."""
+
+    @property
+    def name(self) -> str:
+        """Prefix of its runs and artifacts in the UI."""
+        ...
+
+    @property
+    def store(self) -> StorePlan:
+        """Where artifacts are kept."""
+        ...
+
+    def workshop(self) -> Workshop:
+        """The store and the model cache it builds with."""
+        ...
+
+    def model_dump(self, *, mode: str, by_alias: bool) -> dict[str, Any]:
+        """All of it as plain values."""
+        ...
+
+
 def models_folder() -> Path:
     """The model cache: ALIGN_MODELS, or a folder below the user's cache."""
     if named := os.environ.get("ALIGN_MODELS"):
@@ -315,17 +337,25 @@ def models_folder() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "alignflow" / "models"
 
 
+P = TypeVar("P", bound=Part)
+
+
 def load(path: Path, overrides: Sequence[str] = ()) -> Plan:
     """Read a plan file; `overrides` are `policy.beta=0.2`.  Raises SpecError, in one sentence, for anything wrong with it."""
+    return load_as(Plan, path, overrides)
+
+
+def load_as(kind: type[P], path: Path, overrides: Sequence[str] = ()) -> P:
+    """The same for a plan of another kind, which has a `store`."""
     raw = read(path, overrides)
     relocated(raw, path.absolute().parent)
     store = raw.setdefault("store", {})
     if isinstance(store, dict):
         store["root"] = os.environ.get("ALIGN_STORE") or str(Path(store.get("root", "store")).absolute())
     try:
-        return Plan.model_validate(raw)
+        return kind.model_validate(raw)
     except ValidationError as error:
-        found = [_sentence(detail) for detail in error.errors()]
+        found = [_sentence(detail, kind) for detail in error.errors()]
         more = f" (and {len(found) - 3} more)" if len(found) > 3 else ""
         raise SpecError(f"{path}: {'; '.join(found[:3])}{more}") from error
 
@@ -368,12 +398,16 @@ def relocated(raw: dict[str, Any], folder: Path) -> None:
         if not local.is_dir():
             raise SpecError(f"model.base: {local} is not a folder")
         model["base"] = str(local)
-    data = raw.get("data")
-    for part in data.values() if isinstance(data, dict) else ():
-        if not isinstance(part, dict) or "sources" not in part:
-            continue
-        entries = part["sources"] if isinstance(part["sources"], list) else [part["sources"]]
-        part["sources"] = [_anchored(entry, folder) for entry in entries]
+    _anchor(raw, folder)
+
+
+def _anchor(at: object, folder: Path) -> None:
+    """Make the paths of all `sources` below `at` absolute."""
+    for part in at.values() if isinstance(at, dict) else at if isinstance(at, list) else ():
+        _anchor(part, folder)
+        if isinstance(part, dict) and "sources" in part:
+            entries = part["sources"] if isinstance(part["sources"], list) else [part["sources"]]
+            part["sources"] = [_anchored(entry, folder) for entry in entries]
 
 
 def _anchored(entry: object, folder: Path) -> object:
@@ -385,12 +419,12 @@ def _anchored(entry: object, folder: Path) -> object:
     return {**fields, **{name: str((folder / Path(path).expanduser()).resolve()) for name, path in named.items()}}
 
 
-def _sentence(detail: ErrorDetails) -> str:
+def _sentence(detail: ErrorDetails, kind: type[Part]) -> str:
     """One pydantic error as people read it: `policy.beta: must be greater than 0, got -1`."""
     skipped = {"rules"}
     where = ".".join(str(part) for part in detail["loc"] if part not in skipped and not _is_tag(part)) or "plan"
     if detail["type"] == "extra_forbidden":
-        known = _fields(detail["loc"])
+        known = _fields(kind, detail["loc"])
         near = difflib.get_close_matches(str(detail["loc"][-1]), known, 1)
         return f"{where}: no such field" + (f"; did you mean {near[0]}?" if near else "")
     if detail["type"] == "missing":
@@ -406,9 +440,9 @@ def _is_tag(part: int | str) -> bool:
     return part in METHOD_ROWS
 
 
-def _fields(location: tuple[int | str, ...]) -> list[str]:
+def _fields(kind: type[Part], location: tuple[int | str, ...]) -> list[str]:
     """Names that would have been right where an unknown field stands."""
-    schema: Any = Plan.model_json_schema()
+    schema: Any = kind.model_json_schema()
     definitions: Mapping[str, Any] = schema["$defs"]
 
     def resolve(at: Any) -> Any:  # noqa: ANN401
@@ -427,6 +461,6 @@ def _fields(location: tuple[int | str, ...]) -> list[str]:
     return list(resolve(at).get("properties", {}))
 
 
-def as_json(plan: Plan) -> dict[str, Json]:
+def as_json(plan: Asked) -> dict[str, Json]:
     """The plan as plain JSON, for records."""
     return plan.model_dump(mode="json", by_alias=True)

@@ -10,7 +10,7 @@ from typing import Any
 from prefect.futures import PrefectFuture
 from prefect.runtime import flow_run
 
-from flows.plan import Plan, as_json
+from flows.plan import Asked, as_json
 from tasks.core import stop
 from tasks.core.errors import AlignError
 from tasks.core.files import locked, write_json
@@ -44,7 +44,7 @@ def _stamped(plan: str, flow: str) -> str:
 
 
 @contextmanager
-def recorded(flow: str, plan: Plan, build: Submit) -> Generator[None]:
+def recorded(flow: str, plan: Asked, build: Submit) -> Generator[None]:
     """Record a run of `flow` while the body runs; whatever ends the body ends every child and wait of this process too."""
     record = _Record(flow, build.workshop.store, plan)
     stop.allow()
@@ -79,7 +79,7 @@ def failure(name: str, future: PrefectFuture[Any]) -> Exception | None:
 class _Record:
     """The store's own record of a run: `.runs/<run>.json`, for `align show` and for what garbage collection keeps."""
 
-    def __init__(self, flow: str, store: Store, plan: Plan) -> None:
+    def __init__(self, flow: str, store: Store, plan: Asked) -> None:
         self.run = f"{_stamped(plan.name, flow)}-{os.getpid()}"
         self._path = store.folder("runs") / f"{self.run}.json"
         self.lock = self._path.with_suffix(".lock")
