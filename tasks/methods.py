@@ -10,6 +10,7 @@ from typing import Annotated, Literal, TypeAlias, get_args
 
 from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt, field_validator
 
+from tasks.core.errors import SpecError
 from tasks.core.spec import Spec
 
 StageName: TypeAlias = Literal["pretrain", "sft", "reward", "dpo", "task"]
@@ -52,8 +53,9 @@ class _LowRank(Spec):
     """updates are scaled by alpha / rank"""
     dropout: Annotated[NonNegativeFloat, Field(lt=1)] = 0.0
     """share of an update's inputs zeroed in SFT; reward and DPO training switch it off"""
-    targets: Literal["all-linear"] | tuple[str, ...] = "all-linear"
-    """module names that get an update; all-linear is every linear layer but the head"""
+    targets: Literal["all-linear", "all-linear+vision"] | tuple[str, ...] = "all-linear"
+    """module names that get an update; all-linear is every linear layer but the head.  The part of a vision-language model that
+    sees is left alone, unless targets are all-linear+vision"""
 
     @field_validator("targets")
     @classmethod
@@ -439,6 +441,19 @@ def learning_rate(stage: StageName, method: AnyMethod) -> float:
     """The default of `method` in `stage`."""
     check_stage(stage, method)
     return METHODS[method.name].learning_rate[stage]
+
+
+VISION_METHODS = ("full", "lora", "qlora", "dora", "lora_plus", "rslora", "pissa", "olora")
+"""what trains a vision-language model"""
+
+
+def check_vision(method: AnyMethod) -> None:
+    """Raise SpecError if `method` cannot train a vision-language model."""
+    if method.name not in VISION_METHODS:
+        raise SpecError(
+            f"method {method.name}: on a vision-language base only {', '.join(VISION_METHODS)} are trained; use lora, or a base of "
+            "text alone"
+        )
 
 
 def check_stage(stage: StageName, method: AnyMethod) -> None:

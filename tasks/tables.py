@@ -47,8 +47,9 @@ def read_rows(path: Path, limit: int | None = None) -> list[dict[str, Any]]:
 
 
 def write_answers(out: Path, rows: Sequence[Mapping[str, Any]]) -> None:
-    """Write `out/answers.parquet`, ordered by id."""
-    _write(out / ANSWERS_FILE, rows, ANSWERS, ("id",))
+    """Write `out/answers.parquet`, ordered by id; with a column of image names where a prompt has any."""
+    images = [pa.field("images", pa.list_(pa.string()))] if any(row.get("images") for row in rows) else []
+    _write(out / ANSWERS_FILE, rows, pa.schema([*ANSWERS, *images]), ("id",))
 
 
 def write_scores(out: Path, rows: Sequence[Mapping[str, Any]]) -> None:

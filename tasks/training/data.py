@@ -19,10 +19,12 @@ from transformers import PreTrainedTokenizerBase
 
 from tasks.core.errors import DataError
 from tasks.training.models import pad_id, stop_ids
+from tasks.training.template import render, wants_parts
 
 IGNORED = -100
 """label of a token that is not trained on"""
-Messages = list[dict[str, str]]
+Messages = list[dict[str, Any]]
+"""`content` is a text; of a vision-language model's encoder, once `prepared`, also parts"""
 
 
 class Piece(NamedTuple):
@@ -65,12 +67,13 @@ class Encoder:
     def __init__(self, tokenizer: PreTrainedTokenizerBase, model: Any = None) -> None:  # noqa: ANN401
         """`model`: its generation config may name more stop tokens."""
         self.tokenizer = tokenizer
+        self._parts = wants_parts(tokenizer)
         self.stops = stop_ids(tokenizer, model)
         self.pad = pad_id(tokenizer)
 
     def text(self, messages: Messages, *, prompt: bool = False) -> str:
         """The template's text of `messages`; with `prompt`, up to where the assistant begins."""
-        return str(self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=prompt))
+        return render(self.tokenizer, messages, prompt=prompt, parts=self._parts)
 
     def ids(self, text: str) -> list[int]:
         """Tokens of a stretch of rendered text; the template has written every special token already."""
@@ -109,11 +112,44 @@ class Encoder:
         spelled = self.tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False)
         return unicodedata.normalize("NFC", str(spelled)) == unicodedata.normalize("NFC", self.text(messages))
 
+    # what an encoder that sees does with images, see `vision.VisionEncoder`
+
+    def prepared(self, rows: Sequence[dict[str, Any]]) -> Sequence[dict[str, Any]]:
+        """Rows as this encoder reads them.  Raises DataError for images, which a text model cannot see."""
+        if any(row.get("images") for row in rows):
+            raise DataError(
+                "the data hold images, and the base is a model of text alone; use a vision-language base, or curate the images away"
+            )
+        return rows
+
+    def unusable(self, messages: Messages) -> str | None:
+        """Why a conversation cannot be told to this model, None where it can."""
+        return None
+
+    def pictures(self, messages: Messages) -> list[str]:
+        """Names of a conversation's images, in order."""
+        return []
+
+    def cuts_image(self, ids: Sequence[int], max_length: int) -> bool:
+        """Whether an image would not be whole within the first `max_length` tokens."""
+        return False
+
+    def with_pictures(self, row: dict[str, Any], messages: Messages) -> dict[str, Any]:
+        """An encoded row with the names of its images, for a model that sees."""
+        return row
+
+    def seen(self, ids_BT: Any, pictures: Sequence[Sequence[str]]) -> dict[str, Any]:  # noqa: ANN401
+        """What the model is given beside the tokens: the pixels of each row's `pictures`."""
+        return {}
+
 
 def encode_instructions(encoder: Encoder, rows: Sequence[dict[str, Any]], *, max_length: int) -> Encoded:
     """Rows of `input_ids` and `labels`, cut at `max_length` on the right."""
     result = Encoded(total=len(rows))
-    for row in rows:
+    for row in encoder.prepared(rows):
+        if reason := encoder.unusable(row["messages"]):
+            result.dropped[reason] += 1
+            continue
         pieces = encoder.pieces(row["messages"])
         if not encoder.faithful(pieces, row["messages"]):
             result.dropped["not spelled back by the tokenizer"] += 1
@@ -125,15 +161,22 @@ def encode_instructions(encoder: Encoder, rows: Sequence[dict[str, Any]], *, max
         if all(label == IGNORED for label in labels[1:max_length]):
             result.dropped["prompts longer than max_length"] += 1
             continue
+        if encoder.cuts_image(ids, max_length):
+            result.dropped["images that do not fit max_length"] += 1
+            continue
         result.truncated += len(ids) > max_length
-        result.rows.append({"input_ids": ids[:max_length], "labels": labels[:max_length]})
+        found = {"input_ids": ids[:max_length], "labels": labels[:max_length]}
+        result.rows.append(encoder.with_pictures(found, row["messages"]))
     return result
 
 
 def encode_pairs(encoder: Encoder, rows: Sequence[dict[str, Any]], *, max_length: int) -> Encoded:
     """Rows of `prompt_ids`, `chosen_ids` and `rejected_ids`; the answers are cut where prompt and answer exceed `max_length`."""
     result = Encoded(total=len(rows))
-    for row in rows:
+    for row in encoder.prepared(rows):
+        if reason := encoder.unusable(told_twice(row)):
+            result.dropped[reason] += 1
+            continue
         one, two = (_answered(encoder, row["prompt"], row[side]) for side in ("chosen", "rejected"))
         if one is None or two is None:
             result.dropped["not spelled back by the tokenizer"] += 1
@@ -146,22 +189,31 @@ def encode_pairs(encoder: Encoder, rows: Sequence[dict[str, Any]], *, max_length
             result.dropped["pairs equal within max_length"] += 1
         else:
             result.truncated += max(len(chosen), len(rejected)) > room
-            result.rows.append({"prompt_ids": prompt, "chosen_ids": chosen[:room], "rejected_ids": rejected[:room]})
+            found = {"prompt_ids": prompt, "chosen_ids": chosen[:room], "rejected_ids": rejected[:room]}
+            result.rows.append(encoder.with_pictures(found, row["prompt"]))
     return result
 
 
 def encode_texts(encoder: Encoder, rows: Sequence[dict[str, Any]], *, max_length: int) -> Encoded:
     """Rows of whole `chosen_ids` and `rejected_ids`, template tail included: a text that was cut would be scored elsewhere."""
     result = Encoded(total=len(rows))
-    for row in rows:
+    for row in encoder.prepared(rows):
+        if reason := encoder.unusable(told_twice(row)):
+            result.dropped[reason] += 1
+            continue
         sides = [scored_ids(encoder, row["prompt"], row[side]) for side in ("chosen", "rejected")]
         if max(map(len, sides)) > max_length:
             result.dropped["pairs longer than max_length"] += 1
         elif sides[0] == sides[1]:
             result.dropped["pairs equal once tokenised"] += 1
         else:
-            result.rows.append({"chosen_ids": sides[0], "rejected_ids": sides[1]})
+            result.rows.append(encoder.with_pictures({"chosen_ids": sides[0], "rejected_ids": sides[1]}, row["prompt"]))
     return result
+
+
+def told_twice(row: dict[str, Any]) -> Messages:
+    """Everything that a pair says: its prompt and both answers."""
+    return [*row["prompt"], *({"role": "assistant", "content": row[side]} for side in ("chosen", "rejected"))]
 
 
 def scored_ids(encoder: Encoder, prompt: Messages, answer: str) -> list[int]:

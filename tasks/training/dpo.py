@@ -26,9 +26,10 @@ from tasks.core.files import write_json
 from tasks.train import DpoSpec
 from tasks.training.adapters import start
 from tasks.training.batches import soft_prompt
-from tasks.training.data import Encoder, encode_pairs, read_rows, schedule
+from tasks.training.data import encode_pairs, read_rows, schedule
 from tasks.training.fit import Quiet, able, arguments, cheap_head, fit, full_precision, row_metrics
 from tasks.training.preflight import plan_batches
+from tasks.training.vision import collator, columns, encoder_for
 
 REFERENCE = "reference.json"
 """in the work folder: the reference's log-probabilities, so that a resumed run need not take them again"""
@@ -70,7 +71,7 @@ def run(spec: DpoSpec, inputs: Inputs, out: Path, run: Run) -> Metrics:
     """Train `inputs["policy"]` on the pairs of `inputs["data"]`, with itself as the reference."""
     run = able(spec, run)
     begin = start(inputs["policy"], spec, run)
-    encoder = Encoder(begin.loaded.tokenizer, begin.model)
+    encoder = encoder_for(begin.loaded, inputs["data"], model=begin.model)
     encoded = encode_pairs(encoder, read_rows(inputs["data"], "train"), max_length=spec.max_length)
     encoded.check(spec.dropped_budget, "train.parquet")
     rows = encoded.rows
@@ -81,7 +82,6 @@ def run(spec: DpoSpec, inputs: Inputs, out: Path, run: Run) -> Metrics:
     run.log(f"data: {len(rows)} of {encoded.total} pairs, {encoded.truncated} cut at {spec.max_length} tokens")
     batches = plan_batches(spec, run, begin.model, rows=len(order), longest=longest, texts=2)
     cheap_head(run)
-    collator = DataCollatorForPreference(pad_token_id=encoder.pad)
     with full_precision(begin.model), warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Adapter name 'ref'")  # of the copy that is removed below
         trainer = _Dpo(
@@ -96,10 +96,11 @@ def run(spec: DpoSpec, inputs: Inputs, out: Path, run: Run) -> Metrics:
                 loss_type=[spec.loss],
                 precompute_ref_log_probs=True,
                 disable_dropout=True,
+                **columns(encoder),
             ),
             train_dataset=Dataset.from_list([rows[i] for i in order]),
             processing_class=encoder.tokenizer,
-            data_collator=collator,
+            data_collator=collator(DataCollatorForPreference(pad_token_id=encoder.pad), encoder, copies=2),
         )
         _drop_copy(begin.model)
     used = sorted(set(order), key=lambda i: (lengths[i], i))

@@ -21,6 +21,7 @@ from tasks.tables import read_rows, write_answers
 from tasks.training.batches import by_length, padded, rows_at_once, soft_prompt, soft_tokens, under_soft_prompt
 from tasks.training.data import Encoder
 from tasks.training.models import Loaded, load
+from tasks.training.vision import encoder_for
 
 ROWS = {"cpu": 32, "cuda": 64}
 """prompts at once"""
@@ -34,18 +35,21 @@ def run(spec: AnswersSpec, inputs: Inputs, out: Path, run: Run) -> Metrics:
     """Write `answers.parquet` for the prompts in `inputs`."""
     rows = read_rows(inputs["prompts"] / "prompts.parquet", spec.limit)
     loaded = load(inputs["policy"], run, task="policy")
-    encoder = Encoder(loaded.tokenizer, loaded.model)
-    prompts = [encoder.prompt(row["prompt"]) for row in rows]
+    encoder = encoder_for(loaded, inputs["prompts"], model=loaded.model)
+    told = encoder.prepared(rows)
+    _check_told(encoder, told)
+    prompts = [encoder.prompt(row["prompt"]) for row in told]
+    pictures = [encoder.pictures(row["prompt"]) for row in told]
     _check_room(loaded, rows, prompts, spec.max_new_tokens)
     pick = _sampler(spec, [row["id"] for row in rows]) if spec.temperature else _likeliest
-    spoken_by_number = dict(answers(loaded, encoder, prompts, spec.max_new_tokens, pick, run))
+    spoken_by_number = dict(answers(loaded, encoder, prompts, spec.max_new_tokens, pick, run, pictures))
     table = []
     for number, row in enumerate(rows):
         ids = spoken_by_number[number]
         finished = bool(ids) and ids[-1] in encoder.stops
         spoken = ids[:-1] if finished else ids
         text = loaded.tokenizer.decode(spoken, skip_special_tokens=True, clean_up_tokenization_spaces=False)
-        kept = {name: row[name] for name in ("id", "conversation", "task", "prompt")}
+        kept = {name: row[name] for name in ("id", "conversation", "task", "prompt", "images") if name in row}
         table.append({**kept, "answer": text, "tokens": len(spoken), "finished": finished})
     write_answers(out, table)
     return {
@@ -56,9 +60,15 @@ def run(spec: AnswersSpec, inputs: Inputs, out: Path, run: Run) -> Metrics:
 
 
 def answers(
-    loaded: Loaded, encoder: Encoder, prompts: Sequence[list[int]], new_tokens: int, pick: Pick, run: Run
+    loaded: Loaded,
+    encoder: Encoder,
+    prompts: Sequence[list[int]],
+    new_tokens: int,
+    pick: Pick,
+    run: Run,
+    pictures: Sequence[Sequence[str]] = (),
 ) -> Iterator[tuple[int, list[int]]]:
-    """Yield (number of the prompt, tokens of its answer, stop token included), batch by batch."""
+    """Yield (number of the prompt, tokens of its answer, stop token included), batch by batch; `pictures`: images of each prompt."""
     kind = loaded.device.type
     batches = list(
         by_length(
@@ -68,16 +78,24 @@ def answers(
     )  # fmt: skip
     done = tokens = 0
     for batch in batches:
-        spoken = decode(loaded.model, [prompts[i] for i in batch], encoder, new_tokens, partial(_of_batch, pick, batch))
+        of_batch, shown = partial(_of_batch, pick, batch), [pictures[i] for i in batch] if pictures else ()
+        spoken = decode(loaded.model, [prompts[i] for i in batch], encoder, new_tokens, of_batch, shown)
         done, tokens = done + len(batch), tokens + sum(map(len, spoken))
         run.progress(Progress(done, len(prompts), {"tokens": tokens}))
         yield from zip(batch, spoken, strict=True)
 
 
-def decode(model: Any, prompts: Sequence[list[int]], encoder: Encoder, new_tokens: int, pick: Pick) -> list[list[int]]:  # noqa: ANN401
+def decode(
+    model: Any,  # noqa: ANN401  transformers and PEFT models
+    prompts: Sequence[list[int]],
+    encoder: Encoder,
+    new_tokens: int,
+    pick: Pick,
+    pictures: Sequence[Sequence[str]] = (),
+) -> list[list[int]]:
     """The answer to each of `prompts`, at most `new_tokens` tokens; `pick` gets positions in `prompts`."""
     spoken: list[list[int]] = [[] for _ in prompts]
-    for said in speak(model, prompts, encoder, new_tokens, pick):
+    for said in speak(model, prompts, encoder, new_tokens, pick, pictures=pictures):
         for row, token in said:
             spoken[row].append(token)
     return spoken
@@ -91,16 +109,18 @@ def speak(
     new_tokens: int,
     pick: Pick,
     quiet: Collection[int] = (),
+    pictures: Sequence[Sequence[str]] = (),
 ) -> Iterator[list[tuple[int, int]]]:
     """Yield the next (row, token) of every row that still speaks, step by step; a row ends at its stop token, or once in `quiet`.
 
-    A soft prompt enters the cache in the first step; the base model does the rest.
+    A soft prompt, and `pictures` (of each prompt), enter the cache in the first step; the base model does the rest.
     """
     ids_BT, mask_BT = padded(prompts, encoder.pad, model.device, left=True)
     given = {"input_ids": ids_BT, "attention_mask": mask_BT, "position_ids": (mask_BT.cumsum(1) - 1).clamp(min=0)}
     forward = model
     if soft_prompt(model):
         forward, given = model.get_base_model(), under_soft_prompt(model, ids_BT, mask_BT)
+    given |= encoder.seen(ids_BT, pictures)
     mask_BT, position_BT = given["attention_mask"], given["position_ids"]
     rows = list(range(len(prompts)))
     for step in range(new_tokens):
@@ -157,8 +177,14 @@ def uniform(seed: int, name: str, count: int) -> np.ndarray:
     return np.random.Generator(np.random.Philox(key=key)).random(count)
 
 
+def _check_told(encoder: Encoder, rows: Sequence[dict[str, Any]]) -> None:
+    for row in rows:
+        if reason := encoder.unusable(row["prompt"]):
+            raise DataError(f"prompt {row['id']}: the model cannot be asked this ({reason}); curate it away")
+
+
 def _check_room(loaded: Loaded, rows: Sequence[dict[str, Any]], prompts: Sequence[list[int]], new_tokens: int) -> None:
-    room = getattr(loaded.model.config, "max_position_embeddings", None)
+    room = getattr(loaded.model.config.get_text_config(), "max_position_embeddings", None)
     for row, prompt in zip(rows, prompts, strict=True):
         needed = soft_tokens(loaded.model) + len(prompt)
         if room and needed + new_tokens > room:

@@ -4,6 +4,7 @@
 Distances are over all prompt positions, in logits (largest, mean) and in nats (KL of the merged from the unmerged distribution).
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,10 @@ from tasks.policy import MODEL, Link, read_record, write_record
 from tasks.training.adapters import write_model
 from tasks.training.data import Encoder, read_rows
 from tasks.training.models import load
+from tasks.training.vision import encoder_for
 
+_Prompt = tuple[list[int], list[str]]
+"""tokens, and names of images"""
 CERTIFICATE = "merge.json"
 EFFECT_PROMPTS = 4
 """prompts on which the adapter is also switched off, to see how far it moves the logits"""
@@ -59,12 +63,12 @@ def run(spec: MergeSpec, inputs: Inputs, out: Path, run: Run) -> Metrics:
     rows = sorted(read_rows(inputs["prompts"], "prompts"), key=lambda row: row["id"])[: spec.prompts]
     if not rows:
         raise DataError(f"{inputs['prompts']}: no prompts to compare on")
-    texts, effect = _before(spec, inputs["policy"], rows, run)
+    encoder, texts, effect = _before(spec, inputs, rows, run)
     merged = load(inputs["policy"], run, merged=True)
     run.log(f"merged {', '.join(record.adapters)}; comparing on {len(texts)} prompts")
     distance = Distance()
-    for i, ids in enumerate(texts):
-        distance.add(load_file(_stored(run, i))["logits"], logits_of(merged.model, ids))
+    for i, (ids, pictures) in enumerate(texts):
+        distance.add(load_file(_stored(run, i))["logits"], logits_of(merged.model, ids, encoder, pictures))
         _stored(run, i).unlink()
         run.progress(Progress(i + 1, len(texts), {"max_logit_distance": distance.largest}))
     tolerance = spec.quantised_tolerance if record.quantization else spec.tolerance
@@ -76,19 +80,26 @@ def run(spec: MergeSpec, inputs: Inputs, out: Path, run: Run) -> Metrics:
     return certificate
 
 
-def _before(spec: MergeSpec, policy: Path, rows: list[dict[str, Any]], run: Run) -> tuple[list[list[int]], float]:
-    """Store the unmerged logits of every prompt; return the prompts' tokens, and how far the last adapter moves any logit."""
-    policy_now = load(policy, run)
-    encoder = Encoder(policy_now.tokenizer, policy_now.model)
-    texts = [encoder.prompt(row["prompt"])[: spec.max_length] for row in rows]
+def _before(spec: MergeSpec, inputs: Inputs, rows: list[dict[str, Any]], run: Run) -> tuple[Encoder, list[_Prompt], float]:
+    """Store the unmerged logits of every prompt; return encoder and prompts, and how far the last adapter moves any logit."""
+    policy_now = load(inputs["policy"], run)
+    encoder = encoder_for(policy_now, inputs["prompts"], model=policy_now.model)
+    texts: list[_Prompt] = []
+    for row in encoder.prepared(rows):
+        if reason := encoder.unusable(row["prompt"]):
+            raise DataError(f"prompt {row['id']}: the model cannot be asked this ({reason}); curate it away")
+        ids = encoder.prompt(row["prompt"])
+        whole = encoder.cuts_image(ids, spec.max_length)
+        texts.append((ids if whole else ids[: spec.max_length], encoder.pictures(row["prompt"])))
     effect = 0.0
-    for i, ids in enumerate(texts):
-        logits = logits_of(policy_now.model, ids)
+    for i, (ids, pictures) in enumerate(texts):
+        logits = logits_of(policy_now.model, ids, encoder, pictures)
         save_file({"logits": logits}, _stored(run, i))
         if i < EFFECT_PROMPTS:
             with policy_now.model.disable_adapter():
-                effect = max(effect, float((logits - logits_of(policy_now.model, ids)).abs().max()))
-    return texts, effect
+                without = logits_of(policy_now.model, ids, encoder, pictures)
+                effect = max(effect, float((logits - without).abs().max()))
+    return encoder, texts, effect
 
 
 def _certificate(distance: Distance, effect: float, tolerance: float, prompts: int) -> dict[str, Json]:
@@ -116,11 +127,17 @@ def _certificate(distance: Distance, effect: float, tolerance: float, prompts: i
     }
 
 
-def logits_of(model: Any, ids: list[int]) -> torch.Tensor:  # noqa: ANN401
-    """Logits at every token of a text, (tokens, words), float32, on the CPU."""
-    device = next(model.parameters()).device
+def logits_of(
+    model: Any,  # noqa: ANN401  transformers and PEFT models
+    ids: list[int],
+    encoder: Encoder | None = None,
+    pictures: Sequence[str] = (),
+) -> torch.Tensor:
+    """Logits at every token of a text, (tokens, words), float32, on the CPU; `encoder` shows the model its `pictures`."""
+    ids_BT = torch.tensor([ids], device=next(model.parameters()).device)
+    seen = encoder.seen(ids_BT, [pictures]) if encoder else {}
     with torch.no_grad():
-        return model(input_ids=torch.tensor([ids], device=device), use_cache=False).logits[0].float().cpu()
+        return model(input_ids=ids_BT, use_cache=False, **seen).logits[0].float().cpu()
 
 
 def _stored(run: Run, number: int) -> Path:

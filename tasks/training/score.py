@@ -17,8 +17,9 @@ from tasks.core.errors import DataError
 from tasks.measure import ScoresSpec, longer
 from tasks.tables import read_rows, score, write_scores
 from tasks.training.batches import by_length, padded, rows_at_once, soft_tokens
-from tasks.training.data import Encoder
+from tasks.training.data import Encoder, told_twice
 from tasks.training.models import Loaded, load
+from tasks.training.vision import encoder_for
 
 ROWS = {"cpu": 64, "cuda": 256}
 """texts at once"""
@@ -38,12 +39,15 @@ class Text(NamedTuple):
     """tokens that count; (T,)"""
     mean: bool
     """the mean negative log-likelihood, else the summed log-probability"""
+    pictures: Sequence[str] = ()
+    """names of its images"""
 
 
 def run(spec: ScoresSpec, inputs: Inputs, out: Path, run: Run) -> Metrics:
     """Write `scores.parquet` for the held-out sets in `inputs`."""
     loaded = load(inputs["policy"], run, task="policy")
-    encoder = Encoder(loaded.tokenizer, loaded.model)
+    held = [inputs[name] for name in ("preferences", "instructions") if name in inputs]
+    encoder = encoder_for(loaded, *held, model=loaded.model)
     texts: list[Text] = []
     rows: list[dict[str, Any]] = []
     left_out: Counter[str] = Counter()
@@ -78,7 +82,7 @@ def log_probabilities(loaded: Loaded, encoder: Encoder, texts: Sequence[Text], r
     found: list[tuple[float, int]] = [(0.0, 0)] * len(texts)
     done = 0
     for batch in by_length(lengths, rows=rows_at_once(run, ROWS[kind]), tokens=TOKENS[kind]):
-        sums = _sums(loaded.model, encoder.pad, [texts[i] for i in batch])
+        sums = _sums(loaded.model, encoder, [texts[i] for i in batch])
         for i, total in zip(batch, sums, strict=True):
             found[i] = (total, sum(texts[i].scored[1:]))
         done += len(batch)
@@ -87,12 +91,13 @@ def log_probabilities(loaded: Loaded, encoder: Encoder, texts: Sequence[Text], r
 
 
 @torch.inference_mode()
-def _sums(model: Any, pad: int, texts: Sequence[Text]) -> list[float]:  # noqa: ANN401
+def _sums(model: Any, encoder: Encoder, texts: Sequence[Text]) -> list[float]:  # noqa: ANN401
     """Summed log-probability of each text's scored tokens.  N: scored tokens of the whole batch.
 
     Rows are padded on the right: under causal attention the padding reaches no token before it, so no mask is needed.
     """
-    ids_BT, _ = padded([text.ids for text in texts], pad, model.device)
+    ids_BT, _ = padded([text.ids for text in texts], encoder.pad, model.device)
+    seen = encoder.seen(ids_BT, [text.pictures for text in texts])
     where = [(b, t) for b, text in enumerate(texts) for t in range(1, len(text.ids)) if text.scored[t]]
     row_N, token_N = torch.tensor(where, device=ids_BT.device).T
     before_end = ids_BT.shape[1] - (token_N - 1)  # counted from the end, where no soft prompt shifts positions
@@ -103,7 +108,7 @@ def _sums(model: Any, pad: int, texts: Sequence[Text]) -> list[float]:  # noqa: 
 
     hook = model.get_output_embeddings().register_forward_pre_hook(only_scored)
     try:
-        logits_NV = model(input_ids=ids_BT, use_cache=False).logits[0]
+        logits_NV = model(input_ids=ids_BT, use_cache=False, **seen).logits[0]
     finally:
         hook.remove()
     wanted_N = ids_BT[row_N, token_N]
@@ -117,9 +122,14 @@ def _sums(model: Any, pad: int, texts: Sequence[Text]) -> list[float]:  # noqa: 
 
 def _pairs(encoder: Encoder, rows: Sequence[dict[str, Any]], max_length: int, left_out: Counter[str]) -> list[Text]:
     texts: list[Text] = []
-    for row in rows:
+    for row in encoder.prepared(rows):
+        if reason := encoder.unusable(told_twice(row)):
+            left_out[reason] += 1
+            continue
         chosen, rejected = (_answer(encoder, row, side) for side in ("chosen", "rejected"))
-        if not _fits(chosen, max_length) or not _fits(rejected, max_length):
+        if encoder.cuts_image(chosen.ids, max_length):
+            left_out["images that do not fit max_length"] += 1
+        elif not _fits(chosen, max_length) or not _fits(rejected, max_length):
             left_out["pairs whose prompt fills max_length"] += 1
         elif chosen.ids[:max_length] == rejected.ids[:max_length]:
             left_out["pairs equal within max_length"] += 1
@@ -134,16 +144,22 @@ def _answer(encoder: Encoder, row: dict[str, Any], side: str) -> Text:
     last = max(i for i, piece in enumerate(pieces) if piece.answer)
     before = [token for piece in pieces[:last] for token in piece.ids]
     scored = [False] * len(before) + [True] * len(pieces[last].ids)
-    return Text(f"{side}_logp", row, [*before, *pieces[last].ids], scored, mean=False)
+    return Text(f"{side}_logp", row, [*before, *pieces[last].ids], scored, mean=False, pictures=encoder.pictures(row["prompt"]))
 
 
 def _instructions(encoder: Encoder, rows: Sequence[dict[str, Any]], max_length: int, left_out: Counter[str]) -> list[Text]:
     texts: list[Text] = []
-    for row in rows:
+    for row in encoder.prepared(rows):
+        if reason := encoder.unusable(row["messages"]):
+            left_out[reason] += 1
+            continue
         pieces = encoder.pieces(row["messages"])
         ids = [token for piece in pieces for token in piece.ids]
-        text = Text("answer_nll", row, ids, [piece.answer for piece in pieces for _ in piece.ids], mean=True)
-        if _fits(text, max_length):
+        scored = [piece.answer for piece in pieces for _ in piece.ids]
+        text = Text("answer_nll", row, ids, scored, mean=True, pictures=encoder.pictures(row["messages"]))
+        if encoder.cuts_image(ids, max_length):
+            left_out["images that do not fit max_length"] += 1
+        elif _fits(text, max_length):
             texts.append(_cut(text, max_length))
         else:
             left_out["instructions whose prompt fills max_length"] += 1

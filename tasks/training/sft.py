@@ -13,9 +13,10 @@ from trl.trainer.sft_trainer import DataCollatorForLanguageModeling, SFTTrainer
 from tasks.core.contract import Inputs, Metrics, Run
 from tasks.train import SftSpec
 from tasks.training.adapters import start
-from tasks.training.data import IGNORED, Encoder, encode_instructions, read_rows, schedule
+from tasks.training.data import IGNORED, encode_instructions, read_rows, schedule
 from tasks.training.fit import Quiet, able, arguments, cheap_head, fit, full_precision, row_metrics
 from tasks.training.preflight import plan_batches
+from tasks.training.vision import collator, columns, encoder_for
 
 HELDOUT_ROWS = 16
 """held-out conversations whose loss is taken at the end; the measure stage looks at all of them"""
@@ -29,7 +30,7 @@ def run(spec: SftSpec, inputs: Inputs, out: Path, run: Run) -> Metrics:
     """Train `inputs["policy"]` on the conversations of `inputs["data"]`."""
     run = able(spec, run)
     begin = start(inputs["policy"], spec, run)
-    encoder = Encoder(begin.loaded.tokenizer, begin.model)
+    encoder = encoder_for(begin.loaded, inputs["data"], model=begin.model)
     encoded = encode_instructions(encoder, read_rows(inputs["data"], "train"), max_length=spec.max_length)
     encoded.check(spec.dropped_budget, "train.parquet")
     lengths = [len(row["input_ids"]) for row in encoded.rows]
@@ -44,10 +45,18 @@ def run(spec: SftSpec, inputs: Inputs, out: Path, run: Run) -> Metrics:
     with full_precision(begin.model):
         trainer = Sft(
             model=begin.model,
-            args=arguments(SFTConfig, spec, run, batches, max_length=None, dataset_kwargs={"skip_prepare_dataset": True}),
+            args=arguments(
+                SFTConfig,
+                spec,
+                run,
+                batches,
+                max_length=None,
+                dataset_kwargs={"skip_prepare_dataset": True},
+                **columns(encoder),
+            ),
             train_dataset=Dataset.from_list([encoded.rows[i] for i in order]),
             processing_class=encoder.tokenizer,
-            data_collator=DataCollatorForLanguageModeling(pad_token_id=encoder.pad),
+            data_collator=collator(DataCollatorForLanguageModeling(pad_token_id=encoder.pad), encoder),
         )
     metrics = fit(trainer, begin, batches, out, run, tokens=sum(lengths[i] for i in order))
     held = encode_instructions(encoder, read_rows(inputs["data"], "heldout", HELDOUT_ROWS), max_length=spec.max_length)

@@ -1,0 +1,69 @@
+# pyright: basic
+"""Vision-language models: loading one with its processor, which of its modules see, and which methods may train it.
+
+One rule: nothing that sees is trained unless the method says so (`full`, or targets `all-linear+vision`).
+"""
+
+import re
+from pathlib import Path
+from typing import Any, cast
+
+from transformers import AutoModelForImageTextToText, AutoProcessor
+
+from tasks.core.errors import SpecError
+from tasks.policy import sees
+
+_LOCAL: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
+
+
+def processor_of(source: Path) -> Any:  # noqa: ANN401  transformers' processors
+    """The processor of the model in folder `source`, None for a model of text.  Raises SpecError if it cannot be loaded."""
+    if not sees(source):
+        return None
+    try:
+        return AutoProcessor.from_pretrained(source, **_LOCAL)
+    except (ImportError, AttributeError, OSError, ValueError, TypeError) as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise SpecError(
+            f"base: its image processor cannot be loaded ({reason:.160}); processors that also take video need the package "
+            "torchvision, which is not installed here; use another base, such as a LLaVA or Idefics3, or install it"
+        ) from error
+
+
+def vision_model(source: Path, **extra: Any) -> Any:  # noqa: ANN401
+    """The model of `source` with its vision part."""
+    return AutoModelForImageTextToText.from_pretrained(source, use_safetensors=True, **_LOCAL, **extra)
+
+
+def seeing(model: Any) -> list[str]:  # noqa: ANN401
+    """Names of the modules that an image goes through before the language model: tower and projector.  Empty for a text model."""
+    if getattr(model.config, "vision_config", None) is None:
+        return []
+    decoder = model.get_decoder()
+    found: list[str] = []
+    for name, module in model.named_children():
+        inner = [(f"{name}.{child}", part) for child, part in module.named_children()]
+        if any(part is decoder for _, part in inner):
+            found += [child for child, part in inner if part is not decoder]
+    if not found:
+        raise SpecError(
+            f"base: a {type(model).__name__} keeps its vision part where it is not known; use a LLaVA-like or Idefics3-like model"
+        )
+    return found
+
+
+def untrained(model: Any, targets: object) -> str | None:  # noqa: ANN401
+    """A pattern of the modules that adapters with these `targets` leave alone, None for a text model or if they leave none.
+
+    Raises SpecError for targets that name vision on a model that has none.
+    """
+    parts = seeing(model)
+    everything = targets == "all-linear+vision"
+    if everything and not parts:
+        raise SpecError("targets all-linear+vision: the base sees no images; use all-linear")
+    if everything or not parts:
+        return None
+    names = [f".{name}" for name, _ in model.named_modules() if name.startswith(tuple(f"{part}." for part in parts))]
+    if not isinstance(targets, str) and not any(name.endswith(f".{target}") for name in names for target in cast(Any, targets)):
+        return None  # PEFT warns of a pattern that nothing needs
+    return rf"({'|'.join(re.escape(part) for part in parts)})\..*"
