@@ -26,7 +26,6 @@ from tasks.core.files import write_json
 from tasks.methods import METHODS, PrefixTuning, PTuningV2
 from tasks.train import TrainSpec
 from tasks.training.adapters import Start, trainable_share, write_payload
-from tasks.training.batches import soft_prompt
 from tasks.training.checkpoints import TRAINED, newest_complete
 from tasks.training.data import Encoded
 from tasks.training.methods.table import BUILDERS
@@ -38,7 +37,11 @@ _CURVE_FIELDS = ("loss", "learning_rate", "grad_norm", "mean_token_accuracy", "e
 
 
 class Quiet:
-    """Mixed into TRL's trainers: no model card, nothing sent anywhere; a soft prompt's checkpoint holds all that is trained."""
+    """Mixed into TRL's trainers: no model card, nothing sent anywhere, and checkpoints that hold what is trained under its own name.
+
+    Trainer's own would not do: a soft prompt's holds what its network yields and not the network, a mixture of experts' is written
+    under names that reading it back passes over in silence.
+    """
 
     model: Any
     args: Any
@@ -50,17 +53,12 @@ class Quiet:
         pass
 
     def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:  # noqa: ANN401
-        """Beside the vectors that PEFT writes, what computes them."""
-        super()._save(output_dir, state_dict)  # pyright: ignore[reportAttributeAccessIssue]  Trainer's
-        if soft_prompt(self.model) and self.args.should_save:
-            trained = {name: p.detach().cpu().contiguous() for name, p in self.model.named_parameters() if p.requires_grad}
-            save_file(trained, Path(output_dir or self.args.output_dir) / TRAINED)
+        trained = {name: p.detach().cpu().contiguous() for name, p in self.model.named_parameters() if p.requires_grad}
+        folder = Path(output_dir or self.args.output_dir)
+        folder.mkdir(parents=True, exist_ok=True)
+        save_file(trained, folder / TRAINED)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:  # noqa: ANN401
-        """PEFT would read the vectors into the network that computes them."""
-        if not soft_prompt(self.model):
-            super()._load_from_checkpoint(resume_from_checkpoint, model)  # pyright: ignore[reportAttributeAccessIssue]
-            return
         trained = {name: p for name, p in self.model.named_parameters() if p.requires_grad}
         saved = load_file(Path(resume_from_checkpoint) / TRAINED)
         if saved.keys() != trained.keys():

@@ -53,7 +53,7 @@ def checkpoint(train, tmp_path_factory):
 
 
 @pytest.mark.parametrize(
-    "name", ["adapter_model.safetensors", "optimizer.pt", "scheduler.pt", "rng_state.pth", "trainer_state.json"]
+    "name", ["trained.safetensors", "optimizer.pt", "scheduler.pt", "rng_state.pth", "trainer_state.json"]
 )
 @pytest.mark.parametrize("how", ["missing", "cut"])
 def test_a_torn_checkpoint_is_passed_over(checkpoint, tmp_path, name, how):
