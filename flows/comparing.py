@@ -53,6 +53,8 @@ def _by_method(plan: Plan, build: Submit, errors: dict[str, Exception]) -> dict[
         if name not in owner or not isinstance(error, AlignError):
             raise error
         label, stage = owner[name]
-        where = str(build.workshop.store.root)
-        failed.setdefault(label, {})[stage] = str(error).replace(where, "store")  # a path would be part of the identity
+        said = str(error)
+        for name, place in (("store", build.workshop.store.root), ("models", build.workshop.models)):
+            said = said.replace(str(place), name)  # a path would be part of the identity
+        failed.setdefault(label, {})[stage] = said
     return failed
