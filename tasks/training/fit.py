@@ -37,10 +37,10 @@ _CURVE_FIELDS = ("loss", "learning_rate", "grad_norm", "mean_token_accuracy", "e
 
 
 class Quiet:
-    """Mixed into TRL's trainers: no model card, nothing sent anywhere, and checkpoints that hold what is trained under its own name.
+    """Mixed into TRL's trainers: no model card, nothing sent anywhere; a checkpoint holds what is trained under its own name.
 
-    Trainer's own would not do: a soft prompt's holds what its network yields and not the network, a mixture of experts' is written
-    under names that reading it back passes over in silence.
+    Trainer's own would not do: a soft prompt's holds what its network yields and not the network, and a mixture of experts'
+    is written under names that reading it back passes over in silence.
     """
 
     model: Any

@@ -216,7 +216,7 @@ def test_switching_the_adapter_off_gives_the_base_bit_for_bit(matrix, kind, meth
 def test_what_merges_gives_equal_logits_and_what_does_not_is_refused(matrix, tmp_path, kind, method):
     done = matrix.trained(kind, method)
     if METHODS[method].merges_into is None or (kind, method) == ("mixtral", "bitfit"):  # whose layers can have no bias
-        with pytest.raises(SpecError, match="cannot be merged|has no switch for the biases"):
+        with pytest.raises(SpecError, match=r"cannot be merged|has no switch for the biases"):
             matrix.run("merge", MergeSpec(), done.out, tmp_path)
         return
     out, certificate = matrix.run("merge", MergeSpec(), done.out, tmp_path)
