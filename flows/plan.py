@@ -2,20 +2,20 @@
 """The plan: one closed YAML file, everything that is asked for.  Loading says in one sentence what is wrong with it."""
 
 import difflib
-import itertools
 import json
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Generic, Literal, Protocol, TypeVar
+from typing import Annotated, Any, Generic, Protocol, TypeVar
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 from pydantic_core import ErrorDetails
 
-from evals.estimates import METRICS, metric
+from evals import modules
 from evals.gates import Gate
 from flows.compare_plan import ComparePlan
+from flows.search_plan import SearchPlan
 from tasks.base import BaseSpec, base_request
 from tasks.chain import check_merge, follow, same_shape
 from tasks.core.build import Workshop
@@ -23,13 +23,12 @@ from tasks.core.contract import Execution
 from tasks.core.errors import SpecError
 from tasks.core.spec import Json
 from tasks.core.store import Store
-from tasks.curate import InstructionsSpec, PreferencesSpec, PromptsSpec, TextsSpec
+from tasks.curate import InstructionsSpec, LabelledSpec, PreferencesSpec, PromptsSpec, TextsSpec
 from tasks.generate import AnswersSpec
 from tasks.judge import VerdictSpec
 from tasks.measure import MetricsSpec, RewardsSpec, ScoresSpec
 from tasks.merge import MergeSpec
 from tasks.methods import METHODS as METHOD_ROWS
-from tasks.methods import Lora, Method, check_stage
 from tasks.reading.spec import SourceEntry
 from tasks.release import ReleaseSpec
 from tasks.smollm import NAME as EMBEDDED
@@ -71,7 +70,7 @@ class ModelPlan(Part):
         return self
 
 
-S = TypeVar("S", InstructionsSpec, PreferencesSpec, PromptsSpec, TextsSpec)
+S = TypeVar("S", InstructionsSpec, PreferencesSpec, PromptsSpec, TextsSpec, LabelledSpec)
 
 
 class Curated(Part, Generic[S]):
@@ -125,60 +124,6 @@ class EvaluationPlan(Part):
     @model_validator(mode="after")
     def _known(self) -> "EvaluationPlan":
         MetricsSpec(metrics=self.metrics)
-        return self
-
-
-class SearchPlan(Part):
-    """What `align search` tries: methods, their sizes, and learning rates."""
-
-    methods: tuple[Method, ...] = (Lora(),)
-    """each is tried; two of one name cannot be told apart"""
-    vary: dict[str, tuple[Any, ...]] = {}
-    """field of a method -> values to try, for those of the methods that have it: rank, length, size, targets, ..."""
-    learning_rate: tuple[PositiveFloat, PositiveFloat] = (0.1, 10.0)
-    """from and to, as factors on each method's own"""
-    steps: tuple[PositiveInt, ...] = Field(min_length=1)
-    """optimiser steps of each rung, rising"""
-    trials: PositiveInt = 18
-    """proposals, the plan's own method not counted"""
-    bracket: PositiveInt = 9
-    """trials that start side by side; later brackets learn from earlier ones"""
-    reduction: Annotated[int, Field(ge=2)] = 3
-    """of this many trials one goes on to the next rung"""
-    metric: str = "answer_perplexity"
-    """what decides, measured on held-out data"""
-    against: Literal["base"] | None = None
-    """what the metric compares with, where it compares"""
-
-    @property
-    def needs_preferences(self) -> bool:
-        """Whether the metric looks at held-out pairs."""
-        return any(raw.endswith("_logp") for _, raw in metric(self.metric, self.against).wants(self.against))
-
-    @model_validator(mode="after")
-    def _sensible(self) -> "SearchPlan":
-        """Refuse what could only fail after the first training."""
-        names = [method.name for method in self.methods]
-        if len(set(names)) < len(names):
-            raise ValueError(f"methods: {', '.join(names)}: one of each name; vary its fields instead")
-        for method in self.methods:
-            check_stage("sft", method)
-        for field, values in self.vary.items():
-            having = [method for method in self.methods if field in type(method).model_fields and field != "name"]
-            if not having:
-                raise ValueError(f"vary.{field}: none of {', '.join(names)} has such a field")
-            for method, value in itertools.product(having, values):
-                type(method).model_validate({**method.model_dump(), field: value})
-        if list(self.steps) != sorted(set(self.steps)):
-            raise ValueError(f"steps: {list(self.steps)}: each rung needs more steps than the one before")
-        if self.learning_rate[0] >= self.learning_rate[1]:
-            raise ValueError(f"learning_rate: from {self.learning_rate[0]:g} to {self.learning_rate[1]:g} is no range")
-        asked = metric(self.metric, self.against)
-        unmeasured = [raw for _, raw in asked.wants(self.against) if raw not in ("answer_nll", "chosen_logp", "rejected_logp")]
-        if asked.comparative != (self.against is not None):
-            raise ValueError(f"metric {self.metric}: {'say against: base' if asked.comparative else 'it compares with nothing'}")
-        if unmeasured:
-            raise ValueError(f"metric {self.metric} needs generated answers, which a search leaves out; use answer_perplexity")
         return self
 
 
@@ -278,6 +223,14 @@ class Plan(Part):
                 raise ValueError(f"compare: {error}") from error
         return self
 
+    @model_validator(mode="after")
+    def _has_no_majority(self) -> "Plan":
+        """Refuse a comparison that only labels allow."""
+        for gate in self.gates:
+            if gate.against == "majority":
+                raise ValueError(f"gate {gate.metric}: answers have no majority label; use against: parent or base")
+        return self
+
     @property
     def merges(self) -> bool:
         """Whether the policy is merged before it is measured: there is an adapter, and it can be."""
@@ -292,7 +245,7 @@ class Plan(Part):
 
     def metrics(self) -> MetricsSpec:
         """The metric modules that the report and the gates need."""
-        gated = (gate.metric for gate in self.gates if gate.metric not in METRICS)
+        gated = (gate.metric for gate in self.gates if gate.metric in modules.names())
         return MetricsSpec(metrics=(*self.evaluation.metrics, *gated))
 
     def judge(self) -> VerdictSpec:
