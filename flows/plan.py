@@ -308,7 +308,7 @@ def load_as(kind: type[P], path: Path, overrides: Sequence[str] = ()) -> P:
     try:
         return kind.model_validate(raw)
     except ValidationError as error:
-        found = [_sentence(detail, kind) for detail in error.errors()]
+        found = [_sentence(detail, kind) for detail in _causes(error.errors())]
         more = f" (and {len(found) - 3} more)" if len(found) > 3 else ""
         raise SpecError(f"{path}: {'; '.join(found[:3])}{more}") from error
 
@@ -372,6 +372,16 @@ def _anchored(entry: object, folder: Path) -> object:
     return {**fields, **{name: str((folder / Path(path).expanduser()).resolve()) for name, path in named.items()}}
 
 
+def _causes(details: list[ErrorDetails]) -> list[ErrorDetails]:
+    """Without those that only follow from another: defaults of a wrong field, a list empty but for a wrong item."""
+
+    def follows(one: ErrorDetails) -> bool:
+        inside = any(other is not one and other["loc"][: len(one["loc"])] == one["loc"] for other in details)
+        return one["type"] == "default_factory_not_called" or (one["type"] == "too_short" and inside)
+
+    return [detail for detail in details if not follows(detail)]
+
+
 def _sentence(detail: ErrorDetails, kind: type[Part]) -> str:
     """One pydantic error as people read it: `policy.beta: must be greater than 0, got -1`."""
     skipped = {"rules"}
@@ -399,6 +409,8 @@ def _fields(kind: type[Part], location: tuple[int | str, ...]) -> list[str]:
     definitions: Mapping[str, Any] = schema["$defs"]
 
     def resolve(at: Any) -> Any:  # noqa: ANN401
+        options = [option for option in at.get("anyOf", [at]) if option.get("type") != "null"]
+        at = options[0] if len(options) == 1 else at  # a part that may be left out
         while "$ref" in at:
             at = definitions[at["$ref"].rpartition("/")[2]]
         return at
