@@ -33,6 +33,7 @@ from tasks.policy import (
     base_path,
     check_base,
     find_template,
+    is_seq2seq,
     read_record,
     sees,
     template_digest,
@@ -58,7 +59,7 @@ class BaseSpec(Spec):
     revision: str | None = None
     """commit of a hub model, 40 hex digits; null for the others"""
     chat: bool = True
-    """it must write text and have a chat template; a task head asks for neither"""
+    """it must write text and, unless an encoder reads for it, have a chat template; a task head asks for neither"""
 
     @property
     def source(self) -> Literal["embedded", "local", "hub"]:
@@ -104,7 +105,8 @@ def build_base(spec: BaseSpec, inputs: Inputs, out: Path, run: Run) -> Metrics:
         base = Base(name=spec.model, revision=revision, files={})
         folder = _install(base, run.models, _fill(base, run, chat=spec.chat))
     base = base.model_copy(update={"files": _digests(folder, run.models)})
-    template = template_digest(folder) if spec.chat or find_template(folder) else None
+    asked = spec.chat and not is_seq2seq(folder)
+    template = template_digest(folder) if asked or find_template(folder) else None
     tokenizer = tokenizer_digest(folder)
     write_record(out, PolicyRecord(task="policy", base=base, tokenizer=tokenizer, template=template))
     return {
@@ -232,14 +234,16 @@ def _chosen(source: Path, where: str, *, chat: bool) -> dict[str, Path]:
                 f"{where}: {name} wants to run code of its own (auto_map), which is never done; use a model of a built-in type"
             )
     kinds: list[str] = _json(source / _CONFIG).get("architectures") or []
-    writes = ("ForCausalLM", "LMHeadModel", *(("ForConditionalGeneration", "ForImageTextToText") if sees(source) else ()))
+    seq2seq = is_seq2seq(source)
+    more = ("ForConditionalGeneration", *(("ForImageTextToText",) if sees(source) else ())) if sees(source) or seq2seq else ()
+    writes = ("ForCausalLM", "LMHeadModel", *more)
     if sees(source) and not any((source / name).is_file() for name in PROCESSOR_FILES[:2]):
-        raise SpecError(f"{where}: it reads images, and there is no {PROCESSOR_FILES[0]}; save its processor into the same folder")
+        raise SpecError(f"{where}: it reads images, and there is no {PROCESSOR_FILES[0]}; save its processor beside it")
     if chat and kinds and not any(kind.endswith(writes) for kind in kinds):
-        raise SpecError(f"{where}: a {kinds[0]} does not write text from left to right; use a causal language model")
+        raise SpecError(f"{where}: a {kinds[0]} does not write text from left to right; use a language model")
     if not any((source / name).is_file() for name in ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt")):
         raise SpecError(f"{where}: there is no tokenizer; save the model's tokenizer into the same folder")
-    if chat and find_template(source) is None:
+    if chat and not seq2seq and find_template(source) is None:
         raise SpecError(
             f"{where}: the tokenizer has no chat template; add {TEMPLATE} (Jinja) to a local copy of the model and use that"
         )

@@ -156,6 +156,12 @@ def sees(folder: Path) -> bool:
     return path.is_file() and "vision_config" in json.loads(path.read_text(encoding="utf-8"))
 
 
+def is_seq2seq(folder: Path) -> bool:
+    """Whether the model in `folder` reads with an encoder and writes with a decoder (T5, BART), which needs no chat template."""
+    path = folder / "config.json"
+    return path.is_file() and bool(json.loads(path.read_text(encoding="utf-8")).get("is_encoder_decoder"))
+
+
 def template_text(folder: Path) -> str:
     """The chat template that the tokenizer in `folder` uses.  Raises DataError if it has none."""
     text = find_template(folder)

@@ -14,6 +14,7 @@ from peft import PeftConfig, PeftModel, get_peft_model, set_peft_model_state_dic
 from safetensors.torch import load_file
 from transformers import (
     AutoModelForCausalLM,
+    AutoModelForSeq2SeqLM,
     AutoModelForSequenceClassification,
     AutoTokenizer,
     BitsAndBytesConfig,
@@ -24,12 +25,23 @@ from transformers.utils import logging as transformers_logging
 from tasks.core.contract import Run
 from tasks.core.errors import DataError, MachineError, SpecError
 from tasks.heads import FORMS, Head, read_head
-from tasks.policy import ADAPTERS, MODEL, PolicyRecord, Task, check_base, read_record, sees, template_digest, tokenizer_digest
+from tasks.policy import (
+    ADAPTERS,
+    MODEL,
+    PolicyRecord,
+    Task,
+    check_base,
+    is_seq2seq,
+    read_record,
+    sees,
+    template_digest,
+    tokenizer_digest,
+)
 from tasks.training.head_models import headed, padding
 from tasks.training.methods.known import make_all_known
 from tasks.training.pooling import pool_by_mask
 from tasks.training.template import render
-from tasks.training.vision_models import processor_of, vision_model
+from tasks.training.vision_models import processor_of, vision_model, vision_scorer
 
 WEIGHTS = "adapter_model.safetensors"
 _LOCAL: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
@@ -126,6 +138,16 @@ def torch_device(run: Run) -> torch.device:
     return torch.device("cuda" if there and wanted != "cpu" else "cpu")
 
 
+def encodes(model: Any) -> bool:  # noqa: ANN401  transformers and PEFT models
+    """Whether an encoder reads and a decoder writes."""
+    return bool(getattr(model.config, "is_encoder_decoder", False))
+
+
+def peft_task_of(model: Any, peft_task: str | None) -> str | None:  # noqa: ANN401
+    """`peft_task` as PEFT calls it for `model`."""
+    return "SEQ_2_SEQ_LM" if peft_task == "CAUSAL_LM" and encodes(model) else peft_task
+
+
 def pad_id(tokenizer: PreTrainedTokenizerBase) -> int:
     """A token for padding that no text ends with, which matters to a reward model.
 
@@ -158,7 +180,7 @@ def quantization() -> BitsAndBytesConfig:
     compute = torch.bfloat16 if torch.cuda.is_available() else torch.float32
     return BitsAndBytesConfig(
         load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype=compute,
-        llm_int8_skip_modules=["lm_head", "score", "classifier", "qa_outputs", "pooler"],
+        llm_int8_skip_modules=["lm_head", "score", "classifier", "qa_outputs", "pooler", "pooler.dense"],
     )  # fmt: skip
 
 
@@ -195,10 +217,11 @@ def bare(
         extra |= {"quantization_config": quantization(), "device_map": {"": str(device)}}
     if head:
         model = headed(source, head.kind, head.labels, **_LOCAL, **extra)
-    elif task == "policy" and sees(source):
-        model = vision_model(source, **extra)
+    elif sees(source):
+        model = vision_model(source, **extra) if task == "policy" else vision_scorer(source, **extra)
     elif task == "policy":
-        model = AutoModelForCausalLM.from_pretrained(source, use_safetensors=True, **_LOCAL, **extra)
+        kind = AutoModelForSeq2SeqLM if is_seq2seq(source) else AutoModelForCausalLM
+        model = kind.from_pretrained(source, use_safetensors=True, **_LOCAL, **extra)
     else:
         kind = AutoModelForSequenceClassification
         model = pool_by_mask(kind.from_pretrained(source, use_safetensors=True, num_labels=1, **_LOCAL, **extra))
@@ -215,7 +238,7 @@ def with_adapter(model: Any, folder: Path, peft_task: str | None, *, trainable: 
     config = PeftConfig.from_pretrained(str(folder))
     headless = config.task_type != "SEQ_CLS" and peft_task == "SEQ_CLS"
     by_hand = headless or (trainable and config.is_prompt_learning)  # PEFT loads a soft prompt for use only
-    config.task_type = peft_task
+    config.task_type = peft_task_of(model, peft_task)
     config.inference_mode = not trainable
     config.base_model_name_or_path = None  # a name for people; the record says which base it is
     if not by_hand:

@@ -11,7 +11,7 @@ import torch
 from peft import PeftModel, get_peft_model
 
 from tasks.training.head_models import fresh
-from tasks.training.models import PEFT_TASKS, Loaded
+from tasks.training.models import PEFT_TASKS, Loaded, peft_task_of
 
 
 def write_peft(model: PeftModel, folder: Path) -> None:
@@ -43,6 +43,7 @@ def adapted(model: Any, config: Any) -> Any:  # noqa: ANN401  transformers and P
     """`model` under a fresh adapter of `config`, which also trains and keeps what is new in the model beside the usual heads."""
     if new := fresh(model):
         config.modules_to_save = sorted({*(config.modules_to_save or ()), *new})
+    config.task_type = peft_task_of(model, config.task_type)
     return get_peft_model(model, config)
 
 

@@ -19,8 +19,9 @@ from peft import (
 
 from tasks.core.errors import SpecError
 from tasks.methods import PrefixTuning, PromptTuning, PTuning, PTuningV2
+from tasks.training.methods import seq2seq_prefix
 from tasks.training.methods.builder import Builder, adapted, write_peft
-from tasks.training.models import PEFT_TASKS, Loaded
+from tasks.training.models import PEFT_TASKS, Loaded, encodes
 
 COMMON = 5000
 """words that a prompt is sampled from: the first tokens of a vocabulary are its most common (arXiv:2104.08691, section 3.2)"""
@@ -40,6 +41,7 @@ def _prompt(loaded: Loaded, method: PromptTuning, task: str) -> Any:  # noqa: AN
         num_virtual_tokens=method.length,
         token_dim=embed.embedding_dim,
         prompt_tuning_init=PromptTuningInit.RANDOM,  # PEFT's text init would note where the tokenizer lies
+        num_transformer_submodules=1,  # before the encoder's input; of two PEFT would leave the second unread
         task_type=PEFT_TASKS[task],
     )
     model = _wrapped(loaded, config)
@@ -78,19 +80,26 @@ def _encoded(loaded: Loaded, method: PTuning, task: str) -> Any:  # noqa: ANN401
         token_dim=loaded.model.get_input_embeddings().embedding_dim,
         encoder_reparameterization_type=method.encoder.upper(),
         encoder_hidden_size=method.hidden,
+        num_transformer_submodules=1,
         task_type=PEFT_TASKS[task],
     )
     return _wrapped(loaded, config)
 
 
 def _prefix(loaded: Loaded, method: PrefixTuning | PTuningV2, task: str) -> Any:  # noqa: ANN401
-    """PEFT takes layers, key-value heads and their width from the model."""
+    """PEFT takes layers, key-value heads and their width from the model; for an encoder-decoder it would leave the encoder out."""
+    if encodes(loaded.model):
+        loaded.model.requires_grad_(False)
+        return adapted(loaded.model, seq2seq_prefix.config(method, PEFT_TASKS[task]))
     network = {"prefix_projection": True, "encoder_hidden_size": method.hidden} if isinstance(method, PrefixTuning) else {}
     return _wrapped(loaded, PrefixTuningConfig(num_virtual_tokens=method.length, task_type=PEFT_TASKS[task], **network))
 
 
 def write_vectors(model: Any, folder: Path) -> None:  # noqa: ANN401
     """Write the vectors, whatever computed them, as a plain prompt or prefix; and the head, if there is one."""
+    if isinstance(model.peft_config["default"], seq2seq_prefix.Seq2SeqPrefixConfig):
+        seq2seq_prefix.write(model, folder)
+        return
     write_peft(model, folder)
     resting(model.peft_config["default"]).save_pretrained(str(folder))
 

@@ -26,6 +26,7 @@ class OwnType(str, enum.Enum):  # noqa: UP042  PEFT reads the name out of `str(m
     BOTTLENECK = "BOTTLENECK"
     BITFIT = "BITFIT"
     HEAD_TUNING = "HEAD_TUNING"
+    SEQ2SEQ_PREFIX = "SEQ2SEQ_PREFIX"
 
 
 def make_known(kind: OwnType, config: type[PeftConfig], tuner: type[BaseTuner]) -> None:
