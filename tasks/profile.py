@@ -21,7 +21,7 @@ class ProfileSpec(Spec):
     """Time the use of a policy: reading a prompt, then writing token by token."""
 
     prompt_tokens: int = Field(default=128, ge=1)
-    """tokens read at once before the first answer token; fewer where the model has no room"""
+    """tokens read at once before the first token is written"""
     new_tokens: int = Field(default=16, ge=2)
     """tokens written one by one"""
     rounds: int = Field(default=20, ge=6)
