@@ -125,7 +125,8 @@ def _sources(data: Artifact, by_digest: dict[str, Artifact]) -> str:
     names = [str(source["name"]) for source in spec.get("sources", ())]
     if not names:  # made from other data, as a mixture is
         below = [by_digest[digest] for digest in data.inputs.values() if digest in by_digest]
-        names = sorted({str(source["name"]) for one in below for source in one.identity["spec"].get("sources", ())})  # type: ignore[union-attr]
+        specs: list[Any] = [one.identity["spec"] for one in below]
+        names = sorted({str(source["name"]) for one in specs for source in one.get("sources", ())})
     return f" ({', '.join(names)})" if names else ""
 
 

@@ -67,7 +67,7 @@ class Server:
         self._inbox.put(None)
 
     def _take(self, line: Line) -> None:
-        name = line.get("load", line.get("ask"))
+        name: Any = line.get("load", line.get("ask"))
         try:
             if "load" in line:
                 held = self._shelf.add(name, Path(line["policy"]))
