@@ -3,9 +3,8 @@
 from prefect import flow
 from prefect.task_runners import ThreadPoolTaskRunner
 
-from flows.pipeline import pipeline
-from flows.plan import Plan
 from flows.running import failure, named, recorded, tell
+from flows.task_pipeline import AnyPlan, pipeline
 from tasks.channels import promote
 from tasks.stage import Submit
 
@@ -14,7 +13,7 @@ _WORKERS = 64
 
 
 @flow(name="align", flow_run_name=named("align"), task_runner=ThreadPoolTaskRunner(max_workers=_WORKERS))  # pyright: ignore
-def align(plan: Plan, rerun: str | None = None) -> str:
+def align(plan: AnyPlan, rerun: str | None = None) -> str:
     """Turn a base model and data into a released, aligned model.
 
     Args:

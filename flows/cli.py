@@ -69,8 +69,7 @@ def plan(plan: PlanPath, set_: Set = None, json_: Json = False) -> None:
     """Show each stage of PLAN: built or missing, and which field changed.  Example: align plan flows/plans/demo.yaml"""
     from flows.console import out, steps_json, steps_table
     from flows.explain import Explain
-    from flows.pipeline import pipeline
-    from flows.plan import load
+    from flows.task_pipeline import load, pipeline
 
     asked = load(plan, set_ or [])
     explained = Explain(asked.workshop())

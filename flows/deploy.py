@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 from flows.console import out
-from flows.plan import SchedulePlan, as_json, load
+from flows.plan import SchedulePlan, as_json
 from flows.reap import reap
 from flows.server import prepare, shown
+from flows.task_pipeline import load
 from tasks.core.errors import MachineError, SpecError
 from tasks.core.launch import PARENT, tied
 from tasks.core.provenance import ROOT

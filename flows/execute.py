@@ -12,9 +12,9 @@ from rich.console import Console
 from flows.console import Watch, duration, out
 from flows.explain import Explain, Step
 from flows.inspect import print_verdict, read_verdict
-from flows.pipeline import pipeline
-from flows.plan import Asked, Plan, load
+from flows.plan import Asked
 from flows.server import prepare, shown, temporary
+from flows.task_pipeline import AnyPlan, load, pipeline
 from tasks.channels import channel, promote
 from tasks.core.errors import GateError, SpecError
 from tasks.core.store import Artifact
@@ -40,14 +40,14 @@ def execute(
     _tell(plan, steps, result, time.monotonic() - started, json_output=json_output)
 
 
-def look(plan: Plan) -> dict[str, Step]:
+def look(plan: AnyPlan) -> dict[str, Step]:
     """Every stage as the store sees it now, by name."""
     explained = Explain(plan.workshop())
     pipeline(plan, explained)
     return {step.name: step for step in explained.steps}
 
 
-def up_to_date(plan: Plan, steps: dict[str, Step], *, console: Console) -> bool:
+def up_to_date(plan: AnyPlan, steps: dict[str, Step], *, console: Console) -> bool:
     """Whether the store alone can answer.  Raises GateError if its answer is that a gate said no."""
     missing = [name for name, step in steps.items() if step.artifact is None]
     verdict = steps["verdict"].artifact
@@ -62,7 +62,7 @@ def up_to_date(plan: Plan, steps: dict[str, Step], *, console: Console) -> bool:
     return True
 
 
-def run_flow(plan: Plan, stage: str | None, *, console: Console) -> None:
+def run_flow(plan: AnyPlan, stage: str | None, *, console: Console) -> None:
     """Run the plan as a Prefect flow in this process, shown on `console`."""
     try:
         with watched(plan, console):
@@ -96,7 +96,7 @@ def watched(plan: Asked, console: Console) -> Generator[None]:
             LISTENERS.remove(watch)
 
 
-def _tell(plan: Plan, steps: dict[str, Step], result: str, seconds: float, *, json_output: bool) -> None:
+def _tell(plan: AnyPlan, steps: dict[str, Step], result: str, seconds: float, *, json_output: bool) -> None:
     release: Artifact | None = steps["release"].artifact
     assert release is not None
     points_to = channel(plan.workshop().store, plan.release.channel)

@@ -83,6 +83,8 @@ class Head(Spec):
     max_answer_tokens: PositiveInt
     unanswerable: bool = False
     """whether the training data held questions without an answer, so that there may be none"""
+    key_mapping: dict[str, str] = Field(default_factory=dict)
+    """what `from_pretrained` must be told where the base's files name its body otherwise than a model with this head"""
 
 
 def read_head(policy: Path) -> Head:

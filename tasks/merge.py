@@ -23,4 +23,4 @@ class MergeSpec(Spec):
 
 
 MERGE = Stage("merge", 1, "policy", partial(on_base, "merge"), heavy=True)
-"""inputs: policy, prompts"""
+"""inputs: policy, prompts; or a task model as policy, and data (labelled)"""

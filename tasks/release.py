@@ -18,13 +18,28 @@ from tasks.core.files import write_json
 from tasks.core.lineage import Trace, opened, trace_among
 from tasks.core.spec import Json, Spec
 from tasks.core.store import Artifact
+from tasks.heads import FORMS, Head, read_head
 from tasks.judge import VERDICT_FILE
 from tasks.policy import MODEL, PolicyRecord, read_record
 
 CARD = Path(__file__).parent / "templates" / "model_card.md.j2"
 RELEASE_FILE = "release.json"
 CARD_FILE = "README.md"
-_DATA = ("instructions", "preferences", "prompts", "texts")
+_DATA = ("instructions", "preferences", "prompts", "texts", "labelled")
+_PIPELINES = {
+    "policy": "text-generation",
+    "reward": "text-classification",
+    "sequence_classification": "text-classification",
+    "token_classification": "token-classification",
+    "question_answering": "question-answering",
+}
+AUTO_CLASSES = {
+    "policy": "AutoModelForCausalLM",
+    "reward": "AutoModelForSequenceClassification",
+    "sequence_classification": "AutoModelForSequenceClassification",
+    "token_classification": "AutoModelForTokenClassification",
+    "question_answering": "AutoModelForQuestionAnswering",
+}
 _MADE = (*_DATA, "policy", "reward_model")
 
 
@@ -90,7 +105,8 @@ def release(spec: ReleaseSpec, inputs: Mapping[str, Path], out: Path, run: Run) 
             "lineage": _lineage(traces),
         },
     )
-    card = _card(spec, record, verdict, traces, merged=(inputs["policy"] / MODEL).is_dir())
+    head = read_head(inputs["policy"]) if record.task in FORMS else None
+    card = _card(spec, record, head, verdict, traces, merged=(inputs["policy"] / MODEL).is_dir())
     (out / CARD_FILE).write_text(card, encoding="utf-8")
     run.log(f"{spec.name}: {headline(verdict)}")
     return {"policy": policy.key, "verdict": verdict["verdict"], "gates": len(verdict["gates"])}
@@ -117,7 +133,15 @@ def _lineage(traces: Mapping[str, Trace]) -> list[Json]:
     return list(found.values())
 
 
-def _card(spec: ReleaseSpec, record: PolicyRecord, verdict: Any, traces: Mapping[str, Trace], *, merged: bool) -> str:  # noqa: ANN401
+def _card(
+    spec: ReleaseSpec,
+    record: PolicyRecord,
+    head: Head | None,
+    verdict: Any,  # noqa: ANN401
+    traces: Mapping[str, Trace],
+    *,
+    merged: bool,
+) -> str:
     """The model card, in the form that the Hugging Face hub reads."""
     import yaml
     from jinja2 import Environment, StrictUndefined
@@ -130,7 +154,7 @@ def _card(spec: ReleaseSpec, record: PolicyRecord, verdict: Any, traces: Mapping
         "language": list(spec.languages),
         "datasets": list(spec.datasets),
         "library_name": "peft" if adapters else "transformers",
-        "pipeline_tag": "text-generation",
+        "pipeline_tag": _PIPELINES[record.task],
         "tags": list(dict.fromkeys([*spec.tags, "alignflow", *stages, *(link.method for link in record.chain)])),
     }
     template = Environment(undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True)
@@ -144,6 +168,9 @@ def _card(spec: ReleaseSpec, record: PolicyRecord, verdict: Any, traces: Mapping
         headline=headline(verdict),
         gates=gate_markdown(verdict),
         verdict=verdict,
+        head=head and AUTO_CLASSES[record.task],
+        key_mapping=dict(head.key_mapping) if head else {},
+        pipeline=front["pipeline_tag"],
         made=[_made(part) for part in traces["policy"].walk() if part.artifact.kind in _MADE],
         lineage=list(_outline(traces["policy"])),
     )

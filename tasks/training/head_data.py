@@ -119,9 +119,8 @@ def collate(rows: Sequence[dict[str, Any]], pad: int, kind: str) -> dict[str, Te
     if rows[0].get("token_type_ids") is not None:
         batch["token_type_ids"] = filled("token_type_ids", 0)
     if "labels" in rows[0]:
-        batch["labels"] = (
-            filled("labels", IGNORED) if kind == "token_classification" else torch.tensor([r["labels"] for r in rows])
-        )
+        tagged = kind == "token_classification"
+        batch["labels"] = filled("labels", IGNORED) if tagged else torch.tensor([row["labels"] for row in rows])
     return batch
 
 
@@ -183,8 +182,9 @@ def _questions(tokenizer: PreTrainedTokenizerBase, head: Head, rows: Sequence[di
 
 def _windowed(tokenizer: PreTrainedTokenizerBase, head: Head, *texts: str) -> Any:  # noqa: ANN401
     stride = min(head.stride, head.max_length // 2)
+    pair = texts[1] if len(texts) == 2 else None
     return tokenizer(
-        texts[0], texts[1] if len(texts) == 2 else None, truncation="only_second" if len(texts) == 2 else True, max_length=head.max_length, stride=stride,
+        texts[0], pair, truncation="only_second" if pair is not None else True, max_length=head.max_length, stride=stride,
         return_overflowing_tokens=True, return_offsets_mapping=True,
     )  # fmt: skip
 

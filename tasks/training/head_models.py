@@ -26,6 +26,8 @@ _CLASSES: dict[HeadKind, Any] = {
     "token_classification": AutoModelForTokenClassification,
     "question_answering": AutoModelForQuestionAnswering,
 }
+_RENAMED = "alignflow_renamed"
+"""attribute of a model: pattern -> name, by which the checkpoint's names became those of the model"""
 _FRESH = "alignflow_fresh"
 """attribute of a model: names of its modules whose weights were not in the checkpoint"""
 
@@ -41,8 +43,9 @@ def headed(source: Path, kind: HeadKind, labels: Sequence[str], **how: Any) -> A
     model, missing, more = _loaded(source, kind, how)
     if any(_in_body(model, name) for name in missing) and more:
         found = sorted({name.partition(".")[0] for name in more if not name.startswith("lm_head")})
-        renamed = {rf"^{name}\.": f"{model.base_model_prefix}." for name in found if name != model.base_model_prefix}
-        model, missing, _ = _loaded(source, kind, {**how, "key_mapping": renamed})
+        mapping = {rf"^{name}\.": f"{model.base_model_prefix}." for name in found if name != model.base_model_prefix}
+        model, missing, _ = _loaded(source, kind, {**how, "key_mapping": mapping})
+        setattr(model, _RENAMED, mapping)
     if lost := [name for name in missing if _in_body(model, name)]:
         raise SpecError(
             f"task {kind}: {len(lost)} weights of {model.config.model_type}, such as {lost[0]}, are not in the base's files and "
@@ -55,6 +58,11 @@ def headed(source: Path, kind: HeadKind, labels: Sequence[str], **how: Any) -> A
 def fresh(model: Any) -> list[str]:  # noqa: ANN401
     """Names of the modules of `model` that are new, so that every method must train and keep them: heads, an encoder's pooler."""
     return list(getattr(model, _FRESH, ()))
+
+
+def renamed(model: Any) -> dict[str, str]:  # noqa: ANN401
+    """By which pattern the checkpoint's names became those of `model`."""
+    return dict(getattr(model, _RENAMED, {}))
 
 
 def padding(tokenizer: PreTrainedTokenizerBase) -> int:

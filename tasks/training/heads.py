@@ -18,13 +18,14 @@ from transformers import Trainer, TrainingArguments
 from tasks.core.contract import Inputs, Metrics, Run
 from tasks.core.errors import DataError, SpecError
 from tasks.heads import Head, TaskSpec, write_head
+from tasks.methods import METHODS
 from tasks.policy import ADAPTERS
 from tasks.training.adapters import Start, start
 from tasks.training.batches import soft_tokens
 from tasks.training.data import IGNORED, Encoded, read_rows, schedule
 from tasks.training.fit import Quiet, able, arguments, fit, row_metrics
 from tasks.training.head_data import collate, encode, rows_of
-from tasks.training.head_models import padding
+from tasks.training.head_models import padding, renamed
 from tasks.training.preflight import plan_batches
 
 HELDOUT_ROWS = 64
@@ -54,6 +55,8 @@ def run(spec: TaskSpec, inputs: Inputs, out: Path, run: Run) -> Metrics:
     rows = rows_of(spec.kind, read_rows(inputs["data"], "train"), "train.parquet")
     head = head_of(spec, rows)
     begin = start(inputs["policy"], spec, run, head)
+    adapter = METHODS[spec.method.name].adapter
+    key_mapping = renamed(begin.model.get_base_model()) if adapter else {}  # a whole model is saved under its own names
     _fits(begin.model, spec)
     tokenizer, pad = begin.loaded.tokenizer, padding(begin.loaded.tokenizer)
     encoded = encode(tokenizer, head, rows)
@@ -74,7 +77,7 @@ def run(spec: TaskSpec, inputs: Inputs, out: Path, run: Run) -> Metrics:
     trainer.kind, trainer.model_accepts_loss_kwargs = spec.kind, True
     metrics = fit(trainer, begin, batches, out, run, tokens=sum(lengths[i] for i in order))
     if trainer.is_world_process_zero():
-        _remember(begin, head, out)
+        _remember(begin, head.model_copy(update={"key_mapping": key_mapping}), out)
     held = rows_of(spec.kind, read_rows(inputs["data"], "heldout", HELDOUT_ROWS), "heldout.parquet")
     seen = encode(tokenizer, head, [row for row in held if _known(head, row)])
     return {**_labels(head, rows), **row_metrics(encoded), **metrics, **_heldout(trainer, seen, batches.micro_batch, pad)}

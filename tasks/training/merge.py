@@ -17,12 +17,15 @@ from tasks.core.contract import Inputs, Metrics, Progress, Run
 from tasks.core.errors import AlignError, DataError
 from tasks.core.files import write_json
 from tasks.core.spec import Json
+from tasks.heads import FORMS, read_head, write_head
 from tasks.merge import MergeSpec
 from tasks.methods import METHODS
-from tasks.policy import MODEL, Link, read_record, write_record
+from tasks.policy import MODEL, Link, PolicyRecord, read_record, write_record
 from tasks.training.adapters import write_model
 from tasks.training.data import Encoder, read_rows
-from tasks.training.models import load
+from tasks.training.head_data import cut, rows_of
+from tasks.training.models import Loaded, load
+from tasks.training.predict import head_logits
 from tasks.training.vision import encoder_for
 
 _Prompt = tuple[list[int], list[str]]
@@ -60,6 +63,8 @@ def run(spec: MergeSpec, inputs: Inputs, out: Path, run: Run) -> Metrics:
     if not record.adapters:
         raise DataError(f"{inputs['policy']}: this policy has no adapter to merge; leave the merge stage out")
     check_merge(*(METHODS[link.method].spec() for link in record.chain if link.adapter))
+    if record.task in FORMS:
+        return _merge_head(spec, record, inputs, out, run)
     rows = sorted(read_rows(inputs["prompts"], "prompts"), key=lambda row: row["id"])[: spec.prompts]
     if not rows:
         raise DataError(f"{inputs['prompts']}: no prompts to compare on")
@@ -71,8 +76,36 @@ def run(spec: MergeSpec, inputs: Inputs, out: Path, run: Run) -> Metrics:
         distance.add(load_file(_stored(run, i))["logits"], logits_of(merged.model, ids, encoder, pictures))
         _stored(run, i).unlink()
         run.progress(Progress(i + 1, len(texts), {"max_logit_distance": distance.largest}))
+    return _write(spec, record, merged, distance, effect, len(texts), out)
+
+
+def _merge_head(spec: MergeSpec, record: PolicyRecord, inputs: Inputs, out: Path, run: Run) -> Metrics:
+    """The same for a model with a task head, compared on held-out rows of `inputs["data"]`; its labels go along."""
+    head = read_head(inputs["policy"])
+    rows = sorted(read_rows(inputs["data"], "heldout"), key=lambda row: row["id"])[: spec.prompts]
+    if not rows:
+        raise DataError(f"{inputs['data']}: no held-out rows to compare on; hold more out")
+    before = load(inputs["policy"], run)
+    windows = cut(before.tokenizer, head, rows_of(head.kind, rows, "heldout.parquet")).windows[: spec.prompts]
+    old = [head_logits(before.model, window, before.tokenizer, head) for window in windows]
+    with before.model.disable_adapter():
+        off = [head_logits(before.model, window, before.tokenizer, head) for window in windows[:EFFECT_PROMPTS]]
+    effect = max(float((on - without).nan_to_num().abs().max()) for on, without in zip(old, off, strict=False))
+    merged = load(inputs["policy"], run, merged=True)
+    run.log(f"merged {', '.join(record.adapters)}; comparing on {len(windows)} windows of held-out rows")
+    distance = Distance()
+    for window, logits in zip(windows, old, strict=True):
+        distance.add(logits, head_logits(merged.model, window, merged.tokenizer, head))
+    write_head(out, head.model_copy(update={"key_mapping": {}}))  # the merged model has its own names
+    return _write(spec, record, merged, distance, effect, len(windows), out)
+
+
+def _write(
+    spec: MergeSpec, record: PolicyRecord, merged: Loaded, distance: Distance, effect: float, texts: int, out: Path
+) -> Metrics:
+    """The merged model, its record and its certificate.  Raises AlignError where the merge is not faithful."""
     tolerance = spec.quantised_tolerance if record.quantization else spec.tolerance
-    certificate = _certificate(distance, effect, tolerance, len(texts))
+    certificate = _certificate(distance, effect, tolerance, texts)
     write_model(out / MODEL, merged.model, merged.source)
     chain = (*record.chain, Link(stage="merge", method="merge"))
     write_record(out, record.model_copy(update={"chain": chain, "quantization": None}))

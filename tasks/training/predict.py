@@ -79,6 +79,18 @@ def _features(window: Window) -> dict[str, Any]:
     return {name: value for name, value in window.features(None).items() if name != "labels"}
 
 
+@torch.inference_mode()
+def head_logits(model: Any, window: Window, tokenizer: Any, head: Head) -> torch.Tensor:  # noqa: ANN401
+    """All that the head says of one window, float32, on the CPU: (1, labels), (tokens, labels), or start and end (2, tokens)."""
+    given = collate([_features(window)], padding(tokenizer), head.kind)
+    device = next(model.parameters()).device
+    given = {name: value.to(device) for name, value in given.items()}
+    if head.kind == "question_answering":
+        return torch.cat(span_logits(model, given)).cpu()
+    logits = model(**given).logits.float().cpu()
+    return logits if head.kind == "sequence_classification" else logits[0]
+
+
 def _outcomes(model: Any, head: Head, given: dict[str, Any], windows: Sequence[Window]) -> list[Any]:  # noqa: ANN401
     """What the model says of each window; see `_label`, `_tags` and `_answer` for the form."""
     if head.kind == "sequence_classification":

@@ -113,9 +113,10 @@ class _Weights:
                 self._files |= dict.fromkeys(file.keys(), path)
 
     def get(self, name: str) -> torch.Tensor:
-        """The tensor called `name`; a body of its own may have been saved without the leading `model.`."""
-        found = name if name in self._files else name.partition(".")[2]
-        if found not in self._files:
+        """The tensor called `name`; the body may have been saved without its leading name, or as `model`."""
+        rest = name.partition(".")[2]
+        found = next((known for known in (name, rest, f"model.{rest}") if known in self._files), None)
+        if found is None:
             raise DataError(
                 f"{name}: the base's files hold no such weight, so loftq cannot see what quantisation lost; use qlora"
             )

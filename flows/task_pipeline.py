@@ -1,0 +1,45 @@
+"""The pipeline of a task head, and which pipeline a plan is for."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TypeAlias
+
+from flows.pipeline import Build
+from flows.pipeline import pipeline as chat_pipeline
+from flows.plan import Plan, load_as, read
+from flows.task_plan import TaskPlan
+from tasks.base import BASE
+from tasks.curate import LABELLED
+from tasks.heads import PREDICT, TASK
+from tasks.judge import VERDICT
+from tasks.merge import MERGE, MergeSpec
+from tasks.release import RELEASE
+
+AnyPlan: TypeAlias = Plan | TaskPlan
+"""a plan that ends in a release"""
+
+
+def task_pipeline(plan: TaskPlan, build: Build) -> None:
+    """Curate, train a head, merge, predict, judge, release."""
+    base = build(BASE, plan.base(), plan.model.files())
+    examples = build(LABELLED, plan.data.examples.spec(), plan.data.examples.files())
+    task = build(TASK, plan.task, {"policy": base, "data": examples})
+    policy = build(MERGE, plan.merge or MergeSpec(), {"policy": task, "data": examples}) if plan.merges else task
+    scores = {"scores_candidate": build(PREDICT, plan.predict, {"policy": policy, "data": examples})}
+    verdict = build(VERDICT, plan.judge(), scores)
+    made_of = {"base": base, "examples": examples, "task": task}
+    build(RELEASE, plan.card(), {"policy": policy, "verdict": verdict, **made_of, **scores})
+
+
+def pipeline(plan: AnyPlan, build: Build) -> None:
+    """Ask `build` for every stage of `plan`."""
+    if isinstance(plan, TaskPlan):
+        task_pipeline(plan, build)
+    else:
+        chat_pipeline(plan, build)
+
+
+def load(path: Path, overrides: Sequence[str] = ()) -> AnyPlan:
+    """Read a plan file of either kind; one with the field `task` is for a task head.  Raises SpecError as `flows.plan.load`."""
+    kind = TaskPlan if "task" in read(path, overrides) else Plan
+    return load_as(kind, path, overrides)
