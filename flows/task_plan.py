@@ -54,8 +54,8 @@ class TaskPlan(Part):
                 raise ValueError(f"gate {gate.metric}: {self.task.kind} is measured by {', '.join(known)}")
             if gate.against in ("base", "parent"):
                 raise ValueError(
-                    f"gate {gate.metric}: the head is new, so {gate.against} has none to compare with; use against: {MAJORITY}, or "
-                    "a bound alone"
+                    f"gate {gate.metric}: the head is new, so {gate.against} has none to compare with; use against: {MAJORITY} "
+                    "or a bound alone"
                 )
             if gate.against and self.task.kind == "question_answering":
                 raise ValueError(f"gate {gate.metric}: no answer is the most frequent one; leave against out")
