@@ -451,8 +451,8 @@ def check_vision(method: AnyMethod) -> None:
     """Raise SpecError if `method` cannot train a vision-language model."""
     if method.name not in VISION_METHODS:
         raise SpecError(
-            f"method {method.name}: on a vision-language base only {', '.join(VISION_METHODS)} are trained; use lora, or a base of "
-            "text alone"
+            f"method {method.name}: a vision-language base is trained by {', '.join(VISION_METHODS)} only; use one of them, or a "
+            "base of text alone"
         )
 
 

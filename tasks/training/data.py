@@ -118,7 +118,7 @@ class Encoder:
         """Rows as this encoder reads them.  Raises DataError for images, which a text model cannot see."""
         if any(row.get("images") for row in rows):
             raise DataError(
-                "the data hold images, and the base is a model of text alone; use a vision-language base, or curate the images away"
+                "the data hold images, and the base is a model of text alone; use a vision-language base, or rows without images"
             )
         return rows
 

@@ -18,10 +18,12 @@ from tasks.core.contract import Inputs, Metrics, Progress, Run
 from tasks.core.errors import DataError
 from tasks.generate import AnswersSpec
 from tasks.tables import read_rows, write_answers
+from tasks.training import seq2seq
 from tasks.training.batches import by_length, padded, rows_at_once, soft_prompt, soft_tokens, under_soft_prompt
 from tasks.training.data import Encoder
 from tasks.training.models import Loaded, load
-from tasks.training.vision import encoder_for
+from tasks.training.seq2seq import Seq2SeqEncoder
+from tasks.training.vision import encoder_for, keep_images
 
 ROWS = {"cpu": 32, "cuda": 64}
 """prompts at once"""
@@ -52,6 +54,7 @@ def run(spec: AnswersSpec, inputs: Inputs, out: Path, run: Run) -> Metrics:
         kept = {name: row[name] for name in ("id", "conversation", "task", "prompt", "images") if name in row}
         table.append({**kept, "answer": text, "tokens": len(spoken), "finished": finished})
     write_answers(out, table)
+    keep_images(inputs["prompts"], out, [name for names in pictures for name in names])
     return {
         "answers": len(table),
         "tokens": sum(row["tokens"] for row in table),
@@ -68,7 +71,7 @@ def answers(
     run: Run,
     pictures: Sequence[Sequence[str]] = (),
 ) -> Iterator[tuple[int, list[int]]]:
-    """Yield (number of the prompt, tokens of its answer, stop token included), batch by batch; `pictures`: images of each prompt."""
+    """Yield (number of the prompt, tokens of its answer, stop token included), batch by batch; `pictures`: of each prompt."""
     kind = loaded.device.type
     batches = list(
         by_length(
@@ -115,6 +118,9 @@ def speak(
 
     A soft prompt, and `pictures` (of each prompt), enter the cache in the first step; the base model does the rest.
     """
+    if isinstance(encoder, Seq2SeqEncoder):
+        yield from seq2seq.speak(model, prompts, encoder, new_tokens, pick, quiet)
+        return
     ids_BT, mask_BT = padded(prompts, encoder.pad, model.device, left=True)
     given = {"input_ids": ids_BT, "attention_mask": mask_BT, "position_ids": (mask_BT.cumsum(1) - 1).clamp(min=0)}
     forward = model

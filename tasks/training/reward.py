@@ -20,6 +20,7 @@ from tasks.training.adapters import start
 from tasks.training.data import Encoder, encode_texts, read_rows, schedule
 from tasks.training.fit import Quiet, able, arguments, fit, full_precision, row_metrics
 from tasks.training.preflight import plan_batches
+from tasks.training.vision import PICTURES, collator, columns, encoder_for
 
 HELDOUT_ROWS = 64
 """held-out pairs scored at the end; the measure stage looks at all of them"""
@@ -33,7 +34,7 @@ def run(spec: RewardSpec, inputs: Inputs, out: Path, run: Run) -> Metrics:
     """Train a scalar head, and `inputs["policy"]` under it, on the pairs of `inputs["data"]`."""
     run = able(spec, run)
     begin = start(inputs["policy"], spec, run)
-    encoder = Encoder(begin.loaded.tokenizer)
+    encoder = encoder_for(begin.loaded, inputs["data"])
     encoded = encode_texts(encoder, read_rows(inputs["data"], "train"), max_length=spec.max_length)
     encoded.check(spec.dropped_budget, "train.parquet")
     lengths = [len(row["chosen_ids"]) + len(row["rejected_ids"]) for row in encoded.rows]
@@ -52,10 +53,11 @@ def run(spec: RewardSpec, inputs: Inputs, out: Path, run: Run) -> Metrics:
                 batches,
                 max_length=None,
                 center_rewards_coefficient=spec.center_rewards_coefficient or None,
+                **columns(encoder),
             ),
             train_dataset=Dataset.from_list([encoded.rows[i] for i in order]),
             processing_class=encoder.tokenizer,
-            data_collator=DataCollatorForPreference(pad_token_id=encoder.pad),
+            data_collator=collator(DataCollatorForPreference(pad_token_id=encoder.pad), encoder, copies=2),
         )
     metrics = fit(trainer, begin, batches, out, run, tokens=sum(lengths[i] for i in order))
     rows = read_rows(inputs["data"], "heldout", HELDOUT_ROWS)
@@ -63,8 +65,18 @@ def run(spec: RewardSpec, inputs: Inputs, out: Path, run: Run) -> Metrics:
     return {**row_metrics(encoded), **metrics, **_heldout(begin.model, encoder, held, rows, 2 * batches.micro_batch)}
 
 
-def score_texts(model: Any, encoder: Encoder, texts: Sequence[list[int]], *, batch: int) -> list[float]:  # noqa: ANN401
-    """Scalar scores of tokenised texts (see `data.scored_ids`), in their order; texts of like length are scored together."""
+def score_texts(
+    model: Any,  # noqa: ANN401  transformers and PEFT models
+    encoder: Encoder,
+    texts: Sequence[list[int]],
+    *,
+    batch: int,
+    pictures: Sequence[Sequence[str]] = (),
+) -> list[float]:
+    """Scalar scores of tokenised texts (see `data.scored_ids`), in their order; texts of like length are scored together.
+
+    `pictures`: names of each text's images.
+    """
     device = next(model.parameters()).device
     scores = [0.0] * len(texts)
     order = sorted(range(len(texts)), key=lambda i: len(texts[i]))
@@ -75,7 +87,8 @@ def score_texts(model: Any, encoder: Encoder, texts: Sequence[list[int]], *, bat
             longest = len(texts[chunk[-1]])
             ids = torch.tensor([texts[i] + [encoder.pad] * (longest - len(texts[i])) for i in chunk], device=device)
             mask = torch.tensor([[1] * len(texts[i]) + [0] * (longest - len(texts[i])) for i in chunk], device=device)
-            logits = model(input_ids=ids, attention_mask=mask, use_cache=False).logits
+            seen = encoder.seen(ids, [pictures[i] for i in chunk] if pictures else ())
+            logits = model(input_ids=ids, attention_mask=mask, use_cache=False, **seen).logits
             for i, score in zip(chunk, logits[:, 0].float().tolist(), strict=True):
                 scores[i] = score
     return scores
@@ -85,8 +98,9 @@ def _heldout(model: Any, encoder: Encoder, held: list[dict[str, Any]], rows: lis
     """Share of held-out pairs ranked right, beside the share that preferring the longer answer would get (ties 0.5)."""
     if not held:
         return {"heldout_rows": 0}
-    chosen = score_texts(model, encoder, [row["chosen_ids"] for row in held], batch=batch)
-    rejected = score_texts(model, encoder, [row["rejected_ids"] for row in held], batch=batch)
+    pictures = [row.get(PICTURES, []) for row in held]
+    chosen = score_texts(model, encoder, [row["chosen_ids"] for row in held], batch=batch, pictures=pictures)
+    rejected = score_texts(model, encoder, [row["rejected_ids"] for row in held], batch=batch, pictures=pictures)
     longer = [_wins(len(row["chosen"]), len(row["rejected"])) for row in rows]
     return {
         "heldout_rows": len(held),

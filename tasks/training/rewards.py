@@ -12,8 +12,9 @@ from tasks.core.errors import DataError
 from tasks.measure import RewardsSpec, longer, subjects
 from tasks.tables import ANSWERS_FILE, read_rows, score, write_scores
 from tasks.training.batches import by_length, padded, rows_at_once, soft_tokens
-from tasks.training.data import Encoder, scored_ids
+from tasks.training.data import Encoder, scored_ids, told_twice
 from tasks.training.models import Loaded, load
+from tasks.training.vision import encoder_for
 
 JUDGE = "reward_model"
 ROWS = {"cpu": 64, "cuda": 256}
@@ -25,26 +26,29 @@ TOKENS = {"cpu": 2048, "cuda": 32_768}
 def run(spec: RewardsSpec, inputs: Inputs, out: Path, run: Run) -> Metrics:
     """Write `scores.parquet` for the pairs and answers in `inputs`."""
     loaded = load(inputs["reward_model"], run, task="reward")
-    encoder = Encoder(loaded.tokenizer, loaded.model)
+    answered = subjects(inputs)
+    encoder = encoder_for(loaded, *(inputs[name] for name in inputs if name != JUDGE), model=loaded.model)
     wanted: list[tuple[str, str, dict[str, Any], list[int]]] = []  # subject, metric, item, tokens
     rows: list[dict[str, Any]] = []
     left_out = 0
     if "preferences" in inputs:
         pairs = read_rows(inputs["preferences"] / "heldout.parquet", spec.limit)
         rows += longer(pairs)
-        for pair in pairs:
+        for pair in encoder.prepared(pairs):
             sides = {side: scored_ids(encoder, pair["prompt"], pair[side]) for side in ("chosen", "rejected")}
-            if max(map(len, sides.values())) > spec.max_length:
+            if encoder.unusable(told_twice(pair)) or max(map(len, sides.values())) > spec.max_length:
                 left_out += 1
                 continue
             wanted += [(JUDGE, f"{side}_reward", pair, ids) for side, ids in sides.items()]
-    for subject, folder in subjects(inputs).items():
-        for answer in read_rows(folder / ANSWERS_FILE):
+    for subject, folder in answered.items():
+        for answer in encoder.prepared(read_rows(folder / ANSWERS_FILE)):
             wanted.append((subject, "reward", answer, scored_ids(encoder, answer["prompt"], answer["answer"])))
     if not wanted:
         raise DataError(f"nothing to reward ({left_out} pairs exceed max_length {spec.max_length}); raise it, or give answers")
     means: dict[str, list[float]] = {}
-    for (subject, metric, item, _), value in zip(wanted, values(loaded, encoder, [ids for *_, ids in wanted], run), strict=True):
+    pictures = [encoder.pictures(item["prompt"]) for _, _, item, _ in wanted]
+    scored = values(loaded, encoder, [ids for *_, ids in wanted], run, pictures)
+    for (subject, metric, item, _), value in zip(wanted, scored, strict=True):
         rows.append(score(metric, item, value, subject=subject))
         means.setdefault(f"{metric}/{subject}", []).append(value)
     write_scores(out, rows)
@@ -52,15 +56,18 @@ def run(spec: RewardsSpec, inputs: Inputs, out: Path, run: Run) -> Metrics:
 
 
 @torch.inference_mode()
-def values(loaded: Loaded, encoder: Encoder, texts: Sequence[list[int]], run: Run) -> list[float]:
-    """The scalar score of each text, given as tokens with the template's tail."""
+def values(
+    loaded: Loaded, encoder: Encoder, texts: Sequence[list[int]], run: Run, pictures: Sequence[Sequence[str]] = ()
+) -> list[float]:
+    """The scalar score of each text, given as tokens with the template's tail and the names of its images."""
     kind = loaded.device.type
     found = [0.0] * len(texts)
     done = 0
     lengths = [soft_tokens(loaded.model) + len(ids) for ids in texts]
     for batch in by_length(lengths, rows=rows_at_once(run, ROWS[kind]), tokens=TOKENS[kind]):
         ids_BT, mask_BT = padded([texts[i] for i in batch], encoder.pad, loaded.device)
-        score_B = loaded.model(input_ids=ids_BT, attention_mask=mask_BT, use_cache=False).logits[:, 0]
+        seen = encoder.seen(ids_BT, [pictures[i] for i in batch] if pictures else ())
+        score_B = loaded.model(input_ids=ids_BT, attention_mask=mask_BT, use_cache=False, **seen).logits[:, 0]
         for i, value in zip(batch, score_B.double().tolist(), strict=True):
             found[i] = value
         done += len(batch)

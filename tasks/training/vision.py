@@ -5,6 +5,7 @@ A row's text is tokenised as any other; each image token of the template is then
 for that image.  Pixels are made when a batch is, from the bytes that the data artifact holds, so nothing is stored twice.
 """
 
+import shutil
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,8 @@ from PIL import Image, ImageOps
 from tasks.core.errors import AlignError, DataError, SpecError
 from tasks.reading.images import FOLDER, PLACEHOLDER
 from tasks.training.data import Encoder, Messages, Piece
-from tasks.training.models import Loaded
+from tasks.training.models import Loaded, encodes
+from tasks.training.seq2seq import Seq2SeqEncoder
 
 PICTURES = "pictures"
 """column of encoded rows: names of the row's images (TRL takes `images` for bytes)"""
@@ -25,6 +27,8 @@ _TYPES = ("token_type_ids", "mm_token_type_ids")
 
 def encoder_for(loaded: Loaded, *data: Path, model: Any = None) -> Encoder:  # noqa: ANN401
     """The encoder of a loaded model; `data` are the artifacts whose images it may meet."""
+    if encodes(loaded.model):
+        return Seq2SeqEncoder(loaded)
     if loaded.processor is None:
         return Encoder(loaded.tokenizer, model)
     return VisionEncoder(loaded, [folder / FOLDER for folder in data], model)
@@ -39,8 +43,8 @@ class VisionEncoder(Encoder):
         self.processor = loaded.processor
         self._folders = folders
         self._marker = self._image_marker()
-        self._marker_id = self.tokenizer.convert_tokens_to_ids(self._marker)
-        self._image_id = int(getattr(self.processor, "image_token_id", None) or self._marker_id)
+        self._marker_id: Any = self.tokenizer.convert_tokens_to_ids(self._marker)
+        self._image_id: Any = getattr(self.processor, "image_token_id", None) or self._marker_id
         self._written: dict[str, list[int]] = {}
         self._types: list[str] = []
 
@@ -141,6 +145,13 @@ class Collator:
         batch = self._base([{name: value for name, value in row.items() if name != PICTURES} for row in rows])
         pictures = [row.get(PICTURES) or [] for row in rows] * self._copies
         return {**batch, **self._encoder.seen(batch["input_ids"], pictures)}
+
+
+def keep_images(source: Path, out: Path, names: Iterable[str]) -> None:
+    """Give the artifact in `out` the images that it names, from the artifact `source`, so that it can be read without it."""
+    for name in sorted(set(names)):
+        (out / FOLDER).mkdir(exist_ok=True)
+        shutil.copyfile(source / FOLDER / name, out / FOLDER / name)
 
 
 def collator(base: Callable[..., dict[str, Any]], encoder: Encoder, *, copies: int = 1) -> Any:  # noqa: ANN401

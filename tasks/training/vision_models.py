@@ -8,11 +8,16 @@ import re
 from pathlib import Path
 from typing import Any, cast
 
+import torch
+from safetensors import safe_open
 from transformers import AutoModelForImageTextToText, AutoProcessor
+from transformers.utils import logging as transformers_logging
 
 from tasks.core.errors import SpecError
 from tasks.policy import sees
+from tasks.training.pooling import pool_by_mask
 
+_HEAD = "score.weight"
 _LOCAL: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
 
 
@@ -33,6 +38,24 @@ def processor_of(source: Path) -> Any:  # noqa: ANN401  transformers' processors
 def vision_model(source: Path, **extra: Any) -> Any:  # noqa: ANN401
     """The model of `source` with its vision part."""
     return AutoModelForImageTextToText.from_pretrained(source, use_safetensors=True, **_LOCAL, **extra)
+
+
+def vision_scorer(source: Path, **extra: Any) -> Any:  # noqa: ANN401
+    """The same with a scalar head, the one that the files of `source` hold or a fresh one, in place of the language model's."""
+    said = transformers_logging.get_verbosity()
+    transformers_logging.set_verbosity_error()  # a scorer's files hold its head, and no language model's
+    model = vision_model(source, **extra)
+    transformers_logging.set_verbosity(said)
+    width = model.config.get_text_config().hidden_size
+    model.score = torch.nn.Linear(width, 1, bias=False, dtype=model.dtype)
+    torch.nn.init.normal_(model.score.weight, std=model.config.get_text_config().initializer_range)
+    for path in sorted(source.glob("*.safetensors")):
+        with safe_open(path, framework="pt") as file:
+            if _HEAD in file.keys():  # noqa: SIM118  not a mapping
+                model.score.weight.data.copy_(file.get_tensor(_HEAD))
+    model.set_output_embeddings(torch.nn.Identity())
+    model.config.num_labels = 1
+    return pool_by_mask(model)
 
 
 def seeing(model: Any) -> list[str]:  # noqa: ANN401
