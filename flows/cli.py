@@ -195,6 +195,67 @@ def methods(json_: Json = False) -> None:
 
 
 @cli.command()
+def adapters(
+    base: Annotated[str | None, typer.Option("--base", help="only those of this base")] = None,
+    store: StoreRoot = None,
+    json_: Json = False,
+) -> None:
+    """List the adapters in the store: base, method, size, data.  Example: align adapters --base smollm2-135m-instruct"""
+    from flows.adapters import show as listed
+
+    listed(_store(store), base, json_output=json_)
+
+
+@cli.command()
+def compose(
+    parts: Annotated[list[str], typer.Argument(metavar="KEY=WEIGHT...", help="policies, by the start of their key, and weights")],
+    how: Annotated[str, typer.Option("--how", help="cat (exact), linear, svd, ties, dare_linear, dare_ties, ...")] = "cat",
+    rank: Annotated[int | None, typer.Option("--rank", help="of what svd writes")] = None,
+    density: Annotated[float | None, typer.Option("--density", help="share of numbers that ties and dare keep")] = None,
+    seed: Annotated[int, typer.Option("--seed", help="of what dare drops")] = 0,
+    device: Annotated[str, typer.Option("--device", help="auto, cpu or cuda")] = "auto",
+    store: StoreRoot = None,
+    json_: Json = False,
+) -> None:
+    """Put adapters of one base together, weighted, as a new policy.  Example: align compose 3f2a91=0.7 77c0de=0.3 --how cat"""
+    from flows.adapters import compose as composed
+
+    composed(_store(store), parts, json_output=json_, device=device, how=how, rank=rank, density=density, seed=seed)
+
+
+@cli.command()
+def chat(
+    policy: Annotated[str, typer.Argument(help="a channel, a key, `base`, or a base by its name or folder")],
+    adapter: Annotated[list[str] | None, typer.Option("--adapter", help="another policy to switch to; may come again")] = None,
+    max_new_tokens: Annotated[int, typer.Option(help="an answer is cut here", min=1)] = 256,
+    temperature: Annotated[float, typer.Option(help="0 takes the likeliest token each time", min=0)] = 0.0,
+    seed: Annotated[int, typer.Option(help="of the draws", min=0)] = 0,
+    system: Annotated[str, typer.Option("--system", help="instructions for the assistant")] = "",
+    device: Annotated[str, typer.Option("--device", help="auto, cpu or cuda")] = "auto",
+    store: StoreRoot = None,
+) -> None:
+    """Talk to POLICY, or answer what comes through a pipe.  Example: align chat champion --adapter 3f2a91"""
+    from flows.chat import talk
+
+    limits = {"max_new_tokens": max_new_tokens, "temperature": temperature, "seed": seed}
+    talk(_store(store, needed=False), policy, adapter or [], device=device, system=system, **limits)
+
+
+@cli.command()
+def continual(
+    plan: PlanPath,
+    set_: Set = None,
+    rerun: Annotated[str | None, typer.Option("--rerun", metavar="STAGE", help="build this stage afresh")] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="only show each stage: built or missing")] = False,
+    json_: Json = False,
+) -> None:
+    """Learn task after task and measure what was forgotten.  Example: align continual flows/plans/continual.yaml"""
+    from flows.continual import execute
+
+    execute(plan, set_ or [], rerun=rerun, dry_run=dry_run, json_output=json_)
+
+
+@cli.command()
 def ui(
     port: Annotated[int, typer.Option(help="on 127.0.0.1")] = 4200,
     database: Annotated[str | None, typer.Option(help="postgresql+asyncpg://... for a team; default SQLite")] = None,
@@ -234,11 +295,13 @@ def _store_root(named: Path | None) -> Path:
     return (named or Path(os.environ.get("ALIGN_STORE") or "store")).absolute()
 
 
-def _store(named: Path | None) -> Any:  # noqa: ANN401  the store's module is too slow to import for `--help`
+def _store(named: Path | None, *, needed: bool = True) -> Any:  # noqa: ANN401  the store's module is too slow to import for `--help`
     from tasks.core.errors import SpecError
     from tasks.core.store import Store
 
     root = _store_root(named)
+    if not root.is_dir() and not needed:
+        return None
     if not root.is_dir():
         raise SpecError(f"{root}: no store here; name one with --store, or build one with `align run`")
     return Store(root)

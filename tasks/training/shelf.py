@@ -33,6 +33,8 @@ class Held:
     """whether the weights below its adapters were in memory before"""
     seconds: float
     """what it took to load"""
+    policy: Path | None = None
+    """folder it came from; None for a bare model that was not asked for by a name"""
 
 
 @dataclass
@@ -46,8 +48,10 @@ class Shelf:
     def add(self, name: str, policy: Path) -> Held:
         """Load the policy in folder `policy` as `name`, over weights that are here if they are the ones it was trained on.
 
-        Raises DataError for a name that is taken and for a reward model, and what `models.load` raises.
+        A second time is no work.  Raises DataError for a name that another policy has, and for a reward model, and what `models.load` raises.
         """
+        if name in self.held and self.held[name].policy == policy:
+            return self.held[name]
         if name in self.held:
             raise DataError(f"{name}: a policy of this name is loaded already; give another name")
         record = read_record(policy)
@@ -68,8 +72,8 @@ class Shelf:
             self.run.log(f"{name}: {' on '.join(reversed(record.adapters))} cannot be added up, so it gets weights of its own")
             loaded, bodies = load(policy, self.run, task="policy"), -1
         loaded.model.requires_grad_(False).eval()
-        encoder = Encoder(loaded.tokenizer, loaded.model)
-        self.held[name] = Held(loaded, encoder, bodies == len(self._bodies), time.monotonic() - started)
+        encoder = encoder_for(loaded, model=loaded.model)
+        self.held[name] = Held(loaded, encoder, bodies == len(self._bodies), time.monotonic() - started, policy)
         return self.held[name]
 
     def plain(self) -> Held:
@@ -77,7 +81,7 @@ class Shelf:
         if not self._bodies:
             raise DataError("the bare model is not in memory; load the base as a policy of its own")
         body = next(iter(self._bodies.values()))
-        return Held(body, Encoder(body.tokenizer, body.model), shares=True, seconds=0.0)
+        return Held(body, encoder_for(body, model=body.model), shares=True, seconds=0.0)
 
     def _body(self, policy: Path, record: PolicyRecord) -> Loaded:
         """The model below the adapters, loaded once; nothing wraps it, policies wrap twins."""

@@ -1,0 +1,248 @@
+"""`align chat`: talk to a policy in the terminal, switch adapters in the middle of it, or answer one prompt from a pipe.
+
+The model lives in a child; this process draws the terminal and stays ready while the model loads or speaks.
+"""
+
+import sys
+import tempfile
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from importlib import import_module
+from pathlib import Path
+from typing import TextIO
+
+from rich.console import Console
+from rich.text import Text
+
+from flows.adapters import policy_named
+from flows.console import duration
+from flows.plan import models_folder
+from tasks.adapters import policies
+from tasks.base import base_request, bring_bases, build_base
+from tasks.core.contract import Execution, Run
+from tasks.core.errors import AlignError, DataError, SpecError
+from tasks.core.store import Store
+from tasks.serving import Answer, Engine, Request
+from tasks.smollm import NAME as EMBEDDED
+
+BARE = "base"
+HELP = """/adapter         list what is loaded
+/adapter NAME    go on with another: its key, release or name, or `base`; it is loaded if it is not
+/system TEXT     give the assistant its instructions; without TEXT, none
+/reset           forget the conversation
+/quit            leave (also: end of input)
+Ctrl-C           stop the answer"""
+
+
+@dataclass
+class Chat:
+    """A conversation and whom it is with."""
+
+    engine: Engine
+    find: Callable[[str], Path]
+    """name -> folder of a policy whose base is in the model cache"""
+    say: Callable[[str], None]
+    """a line about the program, never part of an answer"""
+    max_new_tokens: int
+    temperature: float
+    seed: int
+    adapter: str | None = None
+    """who answers; None: the bare model"""
+    system: str = ""
+    turns: list[dict[str, str]] = field(default_factory=list[dict[str, str]])
+    loaded: list[str] = field(default_factory=list[str])
+
+    def load(self, name: str) -> None:
+        """Bring the policy called `name` into memory, and say what that took."""
+        if name in self.loaded:
+            return
+        policy = self.find(name)
+        self.say(f"loading {name} ...")
+        done = self.engine.load(name, policy)
+        how = "on the weights in memory" if done.shares else "with weights of its own" if self.loaded else "ready"
+        self.say(f"{name}: {', '.join(done.chain) or 'the bare model'}; {how}, {duration(done.seconds)}")
+        self.loaded.append(name)
+
+    def switch(self, name: str) -> None:
+        """Let `name` answer from now on; the conversation stays."""
+        if name == BARE and BARE not in self.loaded:
+            self.adapter = None
+        else:
+            self.load(name)
+            self.adapter = name
+
+    def ask(self, text: str) -> Answer:
+        """Put a question; `keep` takes the exchange into the conversation once it was answered."""
+        head = [{"role": "system", "content": self.system}] if self.system else []
+        asked = [*head, *self.turns, {"role": "user", "content": text}]
+        limits = {"max_new_tokens": self.max_new_tokens, "temperature": self.temperature, "seed": self.seed + len(self.turns)}
+        return self.engine.ask(Request.model_validate({"adapter": self.adapter, "messages": asked, **limits}))
+
+    def keep(self, text: str, answer: str) -> None:
+        """Remember an exchange."""
+        self.turns += [{"role": "user", "content": text}, {"role": "assistant", "content": answer}]
+
+    def command(self, line: str) -> bool:
+        """Do what a line that starts with a slash says; False ends the conversation."""
+        word, _, rest = line.partition(" ")
+        rest = rest.strip()
+        if word in ("/quit", "/exit"):
+            return False
+        if word == "/reset":
+            self.turns.clear()
+            self.say("forgotten")
+        elif word == "/system":
+            self.system = rest
+            self.say("instructions taken" if rest else "no instructions")
+        elif word == "/adapter" and rest:
+            self.switch(rest)
+            self.say(f"{rest} answers now")
+        elif word == "/adapter":
+            for name in [*self.loaded, *([] if BARE in self.loaded else [BARE])]:
+                self.say(f"{'*' if name == (self.adapter or BARE) else ' '} {name}")
+        else:
+            self.say(HELP if word == "/help" else f"{word}: no such command\n{HELP}")
+        return True
+
+
+def talk(
+    store: Store | None,
+    name: str,
+    adapters: Sequence[str],
+    *,
+    max_new_tokens: int,
+    temperature: float,
+    seed: int,
+    device: str,
+    system: str,
+) -> None:
+    """Load the policy `name` and the `adapters`, then converse, or answer what comes through a pipe once."""
+    terminal = sys.stdin.isatty()
+    console = Console(stderr=True, highlight=False)
+    execution = Execution.model_validate({"device": device})
+    with tempfile.TemporaryDirectory(prefix="align-chat-") as folder:
+        run = Run(Path(folder), models_folder(), execution)
+        finder = _Finder(store, run)
+        policy = finder(name)  # says what is wrong before a process is started
+        for other in adapters:
+            finder(other)
+        console.print(Text(f"starting, with {name} from {policy}", style="dim"))
+        with Engine(run.models, execution) as engine:
+            chat = Chat(
+                engine,
+                finder,
+                lambda text: console.print(Text(text, style="dim")),
+                max_new_tokens,
+                temperature,
+                seed,
+                system=system,
+            )
+            for one in dict.fromkeys((name, *adapters)):
+                chat.load(one)
+            chat.adapter = adapters[-1] if adapters else name
+            _converse(chat, console) if terminal else _answer_once(chat, sys.stdin.read())
+
+
+class _Finder:
+    """Policies by what people call them."""
+
+    def __init__(self, store: Store | None, run: Run) -> None:
+        self._store, self._run = store, run
+
+    def __call__(self, name: str) -> Path:
+        """The folder of a policy, its base in the model cache.  Raises DataError or SpecError for what is none."""
+        path = self._base(name) or self._stored(name)
+        bring_bases({"policy": path}, self._run)
+        return path
+
+    def _stored(self, name: str) -> Path:
+        if self._store is None:
+            raise SpecError(f"{name}: there is no store here to look it up in; name one with --store, or talk to {EMBEDDED}")
+        return policy_named(self._store, name).path
+
+    def _base(self, name: str) -> Path | None:
+        """The bare model `base`, or one by its name or folder; None if it is something else."""
+        found = (
+            {}
+            if self._store is None
+            else {record.base.name: artifact.path for artifact, record in policies(list(self._store.all())) if not record.chain}
+        )
+        if name in found:
+            return found[name]
+        if name == EMBEDDED or name.startswith((".", "/", "~")):
+            out = self._run.work / f"base-{len(list(self._run.work.iterdir()))}"
+            out.mkdir(parents=True)
+            spec, inputs = base_request(name, None, Path.cwd())
+            build_base(spec, inputs, out, self._run)
+            return out
+        if name == BARE:
+            if len(found) == 1:
+                return next(iter(found.values()))
+            there = (
+                f"{len(found)} bases ({', '.join(found)}); name one" if found else f"no base yet; run a plan, or name {EMBEDDED}"
+            )
+            raise DataError(f"{BARE}: the store has {there}")
+        return None
+
+
+def _answer_once(chat: Chat, prompt: str) -> None:
+    if not prompt.strip():
+        raise SpecError('nothing came through the pipe; write a prompt into it: echo "What is rain?" | align chat champion')
+    answer = chat.ask(prompt.strip())
+    _print(answer, sys.stdout)
+
+
+def _converse(chat: Chat, console: Console) -> None:
+    import_module("readline")  # gives `input` history and editing
+
+    chat.say("/help says what you can do; /quit or Ctrl-D leaves")
+    while True:
+        try:
+            line = input("\n> ").strip()
+        except EOFError:
+            return
+        except KeyboardInterrupt:
+            chat.say("\n/quit leaves")
+            continue
+        try:
+            if line.startswith("/"):
+                if not chat.command(line):
+                    return
+            elif line:
+                _exchange(chat, line)
+        except AlignError as error:
+            console.print(Text(f"{type(error).__name__}: ", style="bold red") + Text(str(error)))
+        except KeyboardInterrupt:
+            chat.say("\n/quit leaves")
+
+
+def _exchange(chat: Chat, line: str) -> None:
+    answer = chat.ask(line)
+    try:
+        _print(answer, sys.stdout)
+    except KeyboardInterrupt:
+        answer.cancel()
+        answer.wait()
+        chat.say("\nstopped")
+    assert answer.done is not None
+    chat.keep(line, answer.done.text)
+    if not answer.done.finished and not answer.done.cancelled:
+        chat.say(f"cut at {chat.max_new_tokens} tokens; --max-new-tokens allows more")
+
+
+def _print(answer: Answer, to: TextIO) -> None:
+    """Write an answer as it comes; nothing in it may steer the terminal."""
+    for piece in answer:
+        to.write(shown(piece))
+        to.flush()
+    to.write("\n")
+    to.flush()
+
+
+def shown(text: str) -> str:
+    """`text` without control characters but newlines and tabs.
+
+    >>> shown("red\\x1b[31m and\\nblue\\t\\x07")
+    'red[31m and\\nblue\\t'
+    """
+    return "".join(c for c in text if c in "\n\t" or not (ord(c) < 32 or 127 <= ord(c) < 160))
