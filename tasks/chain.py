@@ -6,7 +6,7 @@ One rule: the first forward pass of a stage is exactly the policy it starts from
 from typing import Literal
 
 from tasks.core.errors import SpecError
-from tasks.methods import METHODS, AnyMethod
+from tasks.methods import METHODS, AnyMethod, StageName
 
 
 def follow(quantised: bool, last: str | None, method: AnyMethod, *, same: bool) -> Literal["continue", "fresh"]:
@@ -51,3 +51,20 @@ def check_merge(*methods: AnyMethod) -> None:
                 f"{method.name} cannot be merged: {row.keeps}; leave merge out, and the policy is measured and released as an "
                 f"adapter, or use one of {able}"
             )
+
+
+_DECODERS: dict[StageName, str] = {
+    "pretrain": "its trainer packs texts for a decoder",
+    "reward": "a reward model scores a text at the last token a decoder reads",
+    "dpo": "its trainer compares answers within one text that a decoder reads",
+}
+"""stages that cannot train an encoder-decoder model, and why"""
+
+
+def check_seq2seq(stage: StageName) -> None:
+    """Raise SpecError if `stage` cannot train an encoder-decoder model."""
+    if stage in _DECODERS:
+        raise SpecError(
+            f"{stage}: the base is an encoder-decoder model, and {_DECODERS[stage]}; leave pretrain, reward and policy out of "
+            "the plan (SFT, measuring, gates and release remain), or use a decoder"
+        )

@@ -36,6 +36,8 @@ def write_model(
     folder: Path, *, kind: str = "llama", layers: int = 2, hidden: int = 32, seed: int = 0, positions: int = 256
 ) -> Path:
     """Write a tiny decoder with tokenizer and template to `folder`; pad == eos == <|im_end|>, as SmolLM has it."""
+    if kind in ("t5", "bart"):
+        return write_seq2seq(folder, kind, layers=layers, hidden=hidden, seed=seed)
     import torch
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
     from transformers import (
@@ -71,6 +73,39 @@ def write_model(
         "mixtral": lambda: MixtralConfig(**shape, **inner, num_local_experts=4, num_experts_per_tok=2),
     }
     AutoModelForCausalLM.from_config(configs[kind]()).save_pretrained(folder)
+    return folder
+
+
+def write_seq2seq(folder: Path, kind: str = "t5", *, layers: int = 2, hidden: int = 32, seed: int = 0) -> Path:
+    """Write a tiny T5 or BART to `folder`, its tokenizer as T5's: no template, pad and eos apart, eos after every text."""
+    import torch
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+    from transformers import AutoModelForSeq2SeqLM, BartConfig, PreTrainedTokenizerFast, T5Config
+
+    bpe = Tokenizer(models.BPE(unk_token="<unk>"))
+    bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    bpe.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=320, special_tokens=["<pad>", "</s>", "<unk>"], initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )  # fmt: skip
+    bpe.train_from_iterator(sentences(200), trainer)
+    bpe.post_processor = processors.TemplateProcessing(single="$A </s>", special_tokens=[("</s>", 1)])
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=bpe, eos_token="</s>", pad_token="<pad>", unk_token="<unk>")
+    tokenizer.save_pretrained(folder)
+    torch.manual_seed(seed)
+    ends = {"pad_token_id": 0, "eos_token_id": 1, "decoder_start_token_id": 0, "vocab_size": len(tokenizer)}
+    configs = {
+        "t5": lambda: T5Config(
+            d_model=hidden, d_kv=hidden // 4, d_ff=2 * hidden, num_layers=layers, num_heads=4, dropout_rate=0.0, **ends
+        ),
+        "bart": lambda: BartConfig(
+            d_model=hidden, encoder_layers=layers, decoder_layers=layers, encoder_attention_heads=4, decoder_attention_heads=4,
+            encoder_ffn_dim=2 * hidden, decoder_ffn_dim=2 * hidden, max_position_embeddings=128, dropout=0.0, bos_token_id=1,
+            forced_eos_token_id=None, **ends,
+        ),
+    }  # fmt: skip
+    AutoModelForSeq2SeqLM.from_config(configs[kind]()).save_pretrained(folder)
     return folder
 
 

@@ -14,17 +14,28 @@ import torch
 from peft import PeftModel
 from transformers import set_seed
 
-from tasks.chain import follow
+from tasks.chain import check_seq2seq, follow
 from tasks.core.contract import Run
 from tasks.core.errors import SpecError
 from tasks.core.files import write_json
 from tasks.core.spec import Spec, canonical, to_json
 from tasks.heads import Head
 from tasks.methods import METHODS, AnyMethod, check_vision
-from tasks.policy import ADAPTERS, MODEL, TEMPLATE, TOKENIZER_FILES, Link, PolicyRecord, Task, read_record, write_record
+from tasks.policy import (
+    ADAPTERS,
+    MODEL,
+    TEMPLATE,
+    TOKENIZER_FILES,
+    Link,
+    PolicyRecord,
+    Task,
+    is_seq2seq,
+    read_record,
+    write_record,
+)
 from tasks.train import TrainSpec
 from tasks.training.methods.table import BUILDERS
-from tasks.training.models import Loaded, load
+from tasks.training.models import Loaded, checked_source, load
 
 METHOD = "method.json"
 """beside an adapter's weights: the spec of the method that made it"""
@@ -60,6 +71,8 @@ def start(policy: Path, spec: TrainSpec, run: Run, head: Head | None = None) -> 
     last = policy / ADAPTERS / parent.adapters[-1] if parent.adapters else None
     same = last is not None and _same_shape(last, spec.method)
     how = follow(parent.quantization is not None, parent.chain[-1].method if last else None, spec.method, same=same)
+    if is_seq2seq(checked_source(policy, parent, run)):
+        check_seq2seq(spec.stage)
     set_seed(spec.seed)
     if how == "continue":
         loaded = load(policy, run, task=task, trainable=True, seed=spec.seed)

@@ -20,9 +20,9 @@ from tasks.core.spec import Json
 from tasks.profile import PROFILE_FILE, VARIANTS, ProfileSpec
 from tasks.tables import read_rows
 from tasks.training.batches import soft_tokens
-from tasks.training.data import Encoder
 from tasks.training.generate import decode
 from tasks.training.models import Loaded, load, torch_device
+from tasks.training.vision import encoder_for
 
 _PROMPTS = 64
 """rows whose tokens, one after the other, are the prompt that is read"""
@@ -54,7 +54,7 @@ def run(spec: ProfileSpec, inputs: Inputs, out: Path, run: Run) -> Metrics:
 
 def _prompt(loaded: Loaded, rows: Sequence[Mapping[str, Any]], spec: ProfileSpec) -> list[int]:
     """The tokens of the prompts one after the other, over again where they are too few."""
-    encoder = Encoder(loaded.tokenizer, loaded.model)
+    encoder = encoder_for(loaded, model=loaded.model)
     room = getattr(loaded.model.config, "max_position_embeddings", None)
     before = soft_tokens(loaded.model)
     if room and before + spec.prompt_tokens + spec.new_tokens > room:
@@ -68,7 +68,7 @@ def _prompt(loaded: Loaded, rows: Sequence[Mapping[str, Any]], spec: ProfileSpec
 
 def _timed(loaded: Loaded, rows: Sequence[Mapping[str, Any]], spec: ProfileSpec) -> dict[str, float]:
     """Seconds to read the prompt, and seconds per token after that."""
-    encoder, prompt = Encoder(loaded.tokenizer, loaded.model), _prompt(loaded, rows, spec)
+    encoder, prompt = encoder_for(loaded, model=loaded.model), _prompt(loaded, rows, spec)
     stops = torch.tensor(sorted(encoder.stops), device=loaded.device)
     stamps: list[float] = []
 

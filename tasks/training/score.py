@@ -16,9 +16,11 @@ from tasks.core.contract import Inputs, Metrics, Progress, Run
 from tasks.core.errors import DataError
 from tasks.measure import ScoresSpec, longer
 from tasks.tables import read_rows, score, write_scores
+from tasks.training import seq2seq
 from tasks.training.batches import by_length, padded, rows_at_once, soft_tokens
 from tasks.training.data import Encoder, told_twice
 from tasks.training.models import Loaded, load
+from tasks.training.seq2seq import Seq2SeqEncoder
 from tasks.training.vision import encoder_for
 
 ROWS = {"cpu": 64, "cuda": 256}
@@ -96,6 +98,8 @@ def _sums(model: Any, encoder: Encoder, texts: Sequence[Text]) -> list[float]:  
 
     Rows are padded on the right: under causal attention the padding reaches no token before it, so no mask is needed.
     """
+    if isinstance(encoder, Seq2SeqEncoder):
+        return seq2seq.summed(model, encoder, [seq2seq.turn(text.ids, text.scored) for text in texts])
     ids_BT, _ = padded([text.ids for text in texts], encoder.pad, model.device)
     seen = encoder.seen(ids_BT, [text.pictures for text in texts])
     where = [(b, t) for b, text in enumerate(texts) for t in range(1, len(text.ids)) if text.scored[t]]
@@ -167,6 +171,9 @@ def _instructions(encoder: Encoder, rows: Sequence[dict[str, Any]], max_length: 
 
 
 def _texts(encoder: Encoder, rows: Sequence[dict[str, Any]], max_length: int, left_out: Counter[str]) -> list[Text]:
+    if isinstance(encoder, Seq2SeqEncoder):
+        left_out["texts, to which an encoder-decoder model gives no likelihood"] += len(rows)
+        return []
     texts: list[Text] = []
     for row in rows:
         ids = encoder.tokenizer.encode(row["text"])[:max_length]

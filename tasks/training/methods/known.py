@@ -8,7 +8,7 @@ from tasks.training.methods.tuner import OwnType, make_known
 
 
 def make_all_known() -> None:
-    """Let PEFT build, save and load bottleneck, bitfit, head and encoder-decoder prefix adapters.  Calling it again changes nothing."""
+    """Let PEFT build, save and load adapters of our own methods.  Calling it again changes nothing."""
     make_known(OwnType.BOTTLENECK, BottleneckConfig, BottleneckModel)
     make_known(OwnType.BITFIT, BitFitConfig, BitFitModel)
     make_known(OwnType.HEAD_TUNING, HeadConfig, HeadModel)

@@ -94,6 +94,8 @@ def _loftq(loaded: Loaded, method: Any, task: str) -> Any:  # noqa: ANN401
     layers: list[tuple[str, Any]] = [(name, layer) for name, layer in model.named_modules() if isinstance(layer, LoraLayer)]
     for name, layer in layers:
         quantised: Any = layer.get_base_layer().weight
+        if not hasattr(quantised, "quant_state"):
+            continue  # a layer that the model's family keeps in full precision, such as T5's wo, lost nothing
         held = dequantize_4bit(quantised.data, quantised.quant_state).float()
         lost = originals.get(name.removeprefix("base_model.model.") + ".weight").to(held) - held
         u, s, v = torch.linalg.svd(lost, full_matrices=False)

@@ -204,8 +204,8 @@ def places(model: Any) -> list[str]:  # noqa: ANN401
     sides = {_in_encoder(name) for name in found}
     if sides != {True, False}:
         raise SpecError(
-            f"method prefix_tuning: the self-attention of encoder and decoder is not found in {model.config.model_type}; use lora "
-            "or prompt_tuning"
+            f"method prefix_tuning: the self-attention of encoder and decoder is not found in {model.config.model_type}; use "
+            "lora or prompt_tuning"
         )
     return found
 

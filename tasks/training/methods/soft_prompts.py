@@ -87,7 +87,7 @@ def _encoded(loaded: Loaded, method: PTuning, task: str) -> Any:  # noqa: ANN401
 
 
 def _prefix(loaded: Loaded, method: PrefixTuning | PTuningV2, task: str) -> Any:  # noqa: ANN401
-    """PEFT takes layers, key-value heads and their width from the model; for an encoder-decoder it would leave the encoder out."""
+    """PEFT takes layers, key-value heads and their width from the model; an encoder it would leave out."""
     if encodes(loaded.model):
         loaded.model.requires_grad_(False)
         return adapted(loaded.model, seq2seq_prefix.config(method, PEFT_TASKS[task]))
