@@ -21,6 +21,7 @@ from tasks.core.spec import canonical
 from tasks.policy import ADAPTERS, MODEL, PolicyRecord, read_record
 from tasks.training.data import Encoder
 from tasks.training.models import PEFT_TASKS, Loaded, bare, checked_source, load, torch_device, with_adapter
+from tasks.training.vision import encoder_for
 
 
 @dataclass(frozen=True)
