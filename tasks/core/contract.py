@@ -33,7 +33,7 @@ class Execution(BaseModel):
     micro_batch: PositiveInt | None = None
     """rows at once per process; default: the largest divisor of the global batch up to 8"""
     gradient_checkpointing: bool = False
-    """less memory, 5-20 % slower"""
+    """half the memory of activations and less, a fifth to a half slower"""
     checkpoint_every: PositiveInt = 50
     """optimiser steps between checkpoints"""
     threads: PositiveInt | None = None

@@ -117,6 +117,9 @@ def environment(run: Run) -> dict[str, str]:
         "HF_HUB_DISABLE_TELEMETRY": "1",
         "TRANSFORMERS_VERBOSITY": "error",
     }
+    if run.execution.gradient_checkpointing:
+        # Else glibc's heap keeps what each block freed (see `tasks.estimate`), and recomputing saves a quarter instead of half.
+        environment["MALLOC_MMAP_THRESHOLD_"] = "1048576"
     if run.execution.device == "cpu":
         environment |= {"CUDA_VISIBLE_DEVICES": "", "ACCELERATE_USE_CPU": "true"}
     return environment

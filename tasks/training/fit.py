@@ -23,6 +23,7 @@ from transformers import PrinterCallback, TrainerCallback
 from tasks.core.contract import Metrics, Progress, Run
 from tasks.core.errors import AlignError, SpecError
 from tasks.core.files import write_json
+from tasks.estimate import HEAD_TOKENS
 from tasks.methods import METHODS, PrefixTuning, PTuningV2
 from tasks.train import TrainSpec
 from tasks.training.adapters import Start, trainable_share, write_payload
@@ -30,7 +31,7 @@ from tasks.training.checkpoints import TRAINED, newest_complete
 from tasks.training.data import Encoded
 from tasks.training.methods.table import BUILDERS
 from tasks.training.models import torch_device
-from tasks.training.preflight import HEAD_TOKENS, Batches
+from tasks.training.preflight import Batches
 
 CURVE = "training.json"
 _CURVE_FIELDS = ("loss", "learning_rate", "grad_norm", "mean_token_accuracy", "entropy", "accuracy", "margin", "mean_reward")
@@ -125,7 +126,7 @@ def cheap_head(run: Run) -> None:
     for module, name in ((trl.kernels.chunked_logprob, "TOKEN_CHUNK_SIZE"), (trl.trainer.utils, "_use_triton")):
         if not hasattr(module, name):
             raise AlignError(f"{module.__name__} has no {name} any more; adapt cheap_head to this trl {trl.__version__}")
-    trl.kernels.chunked_logprob.TOKEN_CHUNK_SIZE = HEAD_TOKENS
+    trl.kernels.chunked_logprob.TOKEN_CHUNK_SIZE = HEAD_TOKENS["cpu"]
     trl.trainer.utils._use_triton = lambda device: True  # pyright: ignore[reportPrivateImportUsage]  there: leave masked ones out
 
 

@@ -1,23 +1,24 @@
 # pyright: basic
 """Before the first step: does it fit into memory, and how is the global batch cut up?  Execution only, never a result."""
 
+import math
 import os
-from dataclasses import dataclass
-from pathlib import Path
+import re
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 
+from tasks import estimate
 from tasks.core.contract import Run
 from tasks.core.errors import AlignError, MachineError, SpecError
 from tasks.core.launch import MICRO_BATCH
+from tasks.shapes import Shape, Tensor
 from tasks.train import TrainSpec
 from tasks.training.batches import soft_tokens
 
-LIBRARIES = 1_200_000_000
-"""bytes that torch, transformers and their kernels take before any model (measured: 0.9 to 1.2 GB)"""
-HEAD_TOKENS, HEAD_VOCABULARY = 256, 32768
-"""tile of the chunked language-model head, see `trl.kernels.chunked_logprob`"""
+_ADAPTERS = re.compile(r"lora_|ia3_|ln_tuning|bitfit_|bottleneck_|prefix_states|head_tuning_|prompt_encoder|modules_to_save")
+"""in the name of a weight that a method added to its base"""
 
 
 @dataclass(frozen=True)
@@ -44,12 +45,13 @@ def plan_batches(spec: TrainSpec, run: Run, model: Any, *, rows: int, longest: i
     if spec.global_batch % processes:
         raise SpecError(f"global_batch {spec.global_batch} cannot be shared by {processes} processes; make it a multiple")
     share = spec.global_batch // processes
-    longest = _with_soft_prompt(model, longest)
+    _check_room(model, longest)
     sizes = [n for n in range(min(run.execution.micro_batch or 8, share), 0, -1) if share % n == 0]
     limit = available_bytes(run) // (1 if _on_gpu(run) else processes)
-    needs = {
-        n: estimate_bytes(model, tokens=n * texts * longest, checkpointing=run.execution.gradient_checkpointing) for n in sizes
-    }
+    work = estimate.Work(
+        device="cuda" if _on_gpu(run) else "cpu", longest=longest, texts=texts, checkpointing=run.execution.gradient_checkpointing
+    )
+    needs = {n: estimate_bytes(model, spec, replace(work, rows=n, accumulated=n < share)) for n in sizes}
     micro = next((n for n in sizes if needs[n] <= limit), None)
     if micro is None:
         raise MachineError(
@@ -65,26 +67,26 @@ def plan_batches(spec: TrainSpec, run: Run, model: Any, *, rows: int, longest: i
     return Batches(rows // spec.global_batch, micro, share // micro, processes, needs[micro])
 
 
-def estimate_bytes(model: Any, *, tokens: int, checkpointing: bool) -> int:  # noqa: ANN401
-    """Bytes for training `model` on `tokens` tokens at once: weights, gradients, AdamW, activations, a tile of logits.
-
-    Activations: what a Llama-like block keeps for its backward pass is about 16 hidden and 5 feed-forward widths per token
-    (norms, projections, attention, gate, inputs of adapters); with checkpointing only one hidden width, and one block's worth.
-    """
-    config = model.config.get_text_config()
-    weights = sum(p.numel() * p.element_size() for p in model.parameters())
-    trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
-    width = next((p.element_size() for p in model.parameters() if p.is_floating_point()), 4)
-    wide = getattr(config, "intermediate_size", None) or 4 * config.hidden_size
-    block = 16 * config.hidden_size + 5 * wide
-    layers = config.num_hidden_layers
-    per_token = (layers * config.hidden_size + block) if checkpointing else layers * block
-    tile = 3 * HEAD_TOKENS * min(HEAD_VOCABULARY, config.vocab_size) * 4
-    return LIBRARIES + weights + 12 * trainable + int(1.15 * tokens * per_token * width) + tile
+def estimate_bytes(model: Any, spec: TrainSpec, work: estimate.Work) -> int:  # noqa: ANN401
+    """Bytes that one process is expected to need at its peak for training `model` with `work` in hand."""
+    return estimate.training(shape_of(model), spec.method, spec.stage, work).total
 
 
-def _with_soft_prompt(model: Any, longest: int) -> int:  # noqa: ANN401
-    """Tokens of the longest text with the soft prompt before it.  Raises SpecError where only the text alone fits the model."""
+def shape_of(model: Any) -> Shape:  # noqa: ANN401
+    """The shape of the base under `model`, whatever wraps it; 4-bit weights count as what they stand for."""
+    tensors: list[Tensor] = []
+    for name, p in model.named_parameters():
+        if _ADAPTERS.search(name):
+            continue
+        plain = name.removeprefix("base_model.model.").replace(".base_layer", "").replace(".original_module", "")
+        state = getattr(p, "quant_state", None)
+        sides = tuple(state.shape if state is not None else p.shape)
+        tensors.append(Tensor(plain, sides, math.prod(sides) * (4 if state is not None else p.element_size())))
+    return Shape.of(model.config.to_dict(), tensors)
+
+
+def _check_room(model: Any, longest: int) -> None:  # noqa: ANN401
+    """Raise SpecError where the longest text fits the model, but not with the soft prompt before it."""
     before = soft_tokens(model)
     room = getattr(model.config.get_text_config(), "max_position_embeddings", None)
     if before and room and longest <= room < longest + before:
@@ -92,23 +94,13 @@ def _with_soft_prompt(model: Any, longest: int) -> int:  # noqa: ANN401
             f"a text of {longest} tokens and the {before} of the soft prompt exceed the model's {room} positions; lower "
             f"max_length to {room - before}, or the method's length"
         )
-    return before + longest
 
 
 def available_bytes(run: Run) -> int:
-    """Free memory of the device the run trains on."""
+    """Memory of the device that this process may use, what it holds already included."""
     if _on_gpu(run):
-        return torch.cuda.mem_get_info()[0]
-    words = Path("/proc/meminfo").read_text().split()
-    free = int(words[words.index("MemAvailable:") + 1]) * 1024
-    group = Path("/sys/fs/cgroup")
-    try:
-        limit, used = (group / "memory.max").read_text().strip(), int((group / "memory.current").read_text())
-        stat = (group / "memory.stat").read_text().split()
-    except (OSError, ValueError):
-        return free
-    reclaimable = int(stat[stat.index("inactive_file") + 1])
-    return free if limit == "max" else min(free, int(limit) - used + reclaimable)
+        return torch.cuda.mem_get_info()[0] + torch.cuda.memory_reserved()
+    return estimate.free_memory() + estimate.resident()  # what this process holds already is part of what it needs
 
 
 def _on_gpu(run: Run) -> bool:

@@ -59,13 +59,15 @@ def test_a_micro_batch_that_does_not_divide_becomes_one_that_does(train, tmp_pat
 def test_a_batch_too_large_for_memory_is_cut_smaller_and_one_row_too_many_is_an_error(train, monkeypatch):
     need = {}
     real = preflight.estimate_bytes
-    monkeypatch.setattr(preflight, "estimate_bytes", lambda model, **how: need.setdefault(how["tokens"], real(model, **how)))
+    monkeypatch.setattr(
+        preflight, "estimate_bytes", lambda model, spec, work: need.setdefault(work.rows, real(model, spec, work))
+    )
     train("sft", spec("sft", max_steps=1))
     by_size = sorted(need.values())
     monkeypatch.setattr(preflight, "available_bytes", lambda run: by_size[1])
     assert train("sft", spec("sft", max_steps=1))[1]["micro_batch"] == 2
     monkeypatch.setattr(preflight, "available_bytes", lambda run: by_size[0] - 1)
-    with pytest.raises(MachineError, match=r"one row at a time needs about 1\.2 GB, 1\.2 GB are free; shorten max_length"):
+    with pytest.raises(MachineError, match=r"one row at a time needs about 0\.7 GB, 0\.7 GB are free; shorten max_length"):
         train("sft", spec("sft", max_steps=1))
 
 

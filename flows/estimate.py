@@ -1,0 +1,397 @@
+"""`align estimate`: memory and time of each stage of a plan before it runs, and with a probe what they really are.
+
+Nothing of torch is loaded here; a probe runs the stage's own job in a child.
+"""
+
+import shutil
+import subprocess
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any, cast
+
+from rich.table import Table
+
+from flows.console import duration
+from flows.explain import Explain, Step
+from flows.pipeline import pipeline
+from flows.plan import Plan
+from tasks import estimate, probe
+from tasks.base import build_base
+from tasks.core.contract import Metrics, Run
+from tasks.core.errors import AlignError, DataError, MachineError, SpecError
+from tasks.core.provenance import provenance
+from tasks.core.spec import Json
+from tasks.estimate import Device, Memory, Rate, Work
+from tasks.generate import AnswersSpec
+from tasks.measure import RewardsSpec, ScoresSpec
+from tasks.merge import MergeSpec
+from tasks.methods import METHODS
+from tasks.policy import Base, base_path, read_record
+from tasks.probe import Measured
+from tasks.shapes import Shape, of_embedded, of_folder
+from tasks.smollm import NAME, SHA256
+from tasks.train import TrainSpec
+from tasks.workload import Reader, Tokens, measured, steps
+
+_PROMPT = 256
+"""tokens of a prompt where no curated prompts say how long they are"""
+
+
+@dataclass(frozen=True)
+class Row:
+    """One stage."""
+
+    stage: str
+    state: str
+    """built, missing, or waits"""
+    memory: Memory
+    limit: int
+    """bytes this machine has for one such child"""
+    rows: int | None
+    """rows of a micro-batch, where the stage has one"""
+    fitting: int | None
+    """the largest micro-batch that fits; None where not even one row does, or the stage has none"""
+    tokens: float | None
+    """of the whole stage; None where nobody knows how many rows there are"""
+    tokens_from: str
+    seconds: float | None
+    rate_from: str
+    longest: int | None = None
+    """tokens of the longest text of a training stage"""
+    probed: Measured | None = None
+
+    @property
+    def fits(self) -> bool:
+        """Whether the stage runs as asked."""
+        return self.memory.total <= self.limit
+
+    @property
+    def error(self) -> float | None:
+        """Estimated over measured peak, less one."""
+        return self.memory.total / self.probed.peak - 1 if self.probed else None
+
+
+def estimates(plan: Plan, *, run_probe: bool = False, log: Callable[[str], None] = lambda line: None) -> list[Row]:
+    """A row for each stage of `plan` that takes memory; with `run_probe`, training stages are measured too."""
+    explain = Explain(plan.workshop())
+    pipeline(plan, explain)
+    here = _Here(plan, explain)
+    rows = [row for step in explain.steps if (row := here.row(step))]
+    return [here.probed(row, log) for row in rows] if run_probe else rows
+
+
+class _Here:
+    """What is known about a plan's model, data and machine."""
+
+    def __init__(self, plan: Plan, explain: Explain) -> None:
+        self._plan, self._steps = plan, {step.name: step for step in explain.steps}
+        self._shop = explain.workshop
+        self.device, self.limit = _machine(plan)
+
+    # -- the model ----------------------------------------------------------------------------------------------
+
+    @cached_property
+    def folder(self) -> Path | None:
+        """Where the base's files lie, if they are here."""
+        asked = self._plan.model.spec()
+        if asked.source == "local":
+            return self._plan.model.files()["source"]
+        revision = f"git:{asked.revision}" if asked.revision else f"sha256:{SHA256}"
+        folder = base_path(self._shop.models, Base(name=asked.model, revision=revision, files={}))
+        return folder if (folder / "config.json").is_file() else None
+
+    @cached_property
+    def shape(self) -> Shape:
+        """The base's."""
+        if self.folder:
+            return of_folder(self.folder)
+        if self._plan.model.base == NAME:
+            return of_embedded()
+        raise SpecError(
+            f"model.base: {self._plan.model.base} is not in the model cache, so its shape is not known; run "
+            "`align rerun base PLAN` first, which brings it there"
+        )
+
+    @cached_property
+    def reader(self) -> Reader | None:
+        """Its tokenizer and template, if they can be used here."""
+        try:
+            return Reader.of(self.folder) if self.folder else None
+        except DataError:
+            return None
+
+    # -- rows ---------------------------------------------------------------------------------------------------
+
+    def row(self, step: Step) -> Row | None:
+        """The estimate of a stage, None for one that loads no model."""
+        make = _ROWS.get(step.stage.name)
+        return make(self, step) if make else None
+
+    def train(self, step: Step) -> Row:
+        """A training stage."""
+        spec, execution = cast(TrainSpec, step.spec), self._plan.execution
+        stage, texts = spec.stage, 2 if spec.stage in ("reward", "dpo") else 1
+        split = "texts" if stage == "pretrain" else "train"
+        found = self._texts(step, "data", split, stage, spec.max_length)
+        share = max(1, spec.global_batch // execution.processes)
+        sizes = [n for n in range(min(execution.micro_batch or 8, share), 0, -1) if share % n == 0]
+        longest = spec.max_length if found is None or stage == "pretrain" else found.longest
+        work = Work(self.device, sizes[0], longest, texts, execution.gradient_checkpointing, sizes[0] < share)
+
+        def need(rows: int) -> Memory:
+            return estimate.training(self.shape, spec.method, stage, replace(work, rows=rows, accumulated=rows < share))
+
+        fitting = estimate.largest(lambda rows: need(rows).total, self.limit, sizes[0], share)
+        tokens, said = _schedule(spec, found, texts)
+        checkpointing = execution.gradient_checkpointing
+        flops = estimate.flops_per_token(self.shape, spec.method, stage, longest, checkpointing=checkpointing)
+        seconds, rate = self._seconds(step, spec, tokens, flops)
+        return Row(step.name, step.state, need(sizes[0]), self.limit, sizes[0], fitting, tokens, said, seconds, rate, longest)
+
+    def answers(self, step: Step) -> Row:
+        """Answers to prompts."""
+        spec = cast(AnswersSpec, step.spec)
+        found = self._texts(step, "prompts", "prompts", "answers", 10**6)
+        prompt, count = (found.longest, found.rows) if found else (_PROMPT, spec.limit)
+        rows = min(32 if self.device == "cpu" else 64, spec.limit or count or 32, count or 32)
+        memory = estimate.answering(
+            self.shape, self.device, rows=rows, prompt=prompt, new=spec.max_new_tokens, quantised=self._in_4_bits(step)
+        )
+        number = min(count, spec.limit or count) if count else None
+        tokens = number * (prompt + spec.max_new_tokens) if number else None
+        # A token that is written reads every weight and multiplies few: about a third of the rate of training.
+        seconds = tokens * 3 * 2 * self.shape.parameters / self._rate.flops if tokens else None
+        return self._plain(step, memory, tokens, "prompts and whole answers" if tokens else "", seconds)
+
+    def scores(self, step: Step) -> Row:
+        """Log-probabilities of held-out data."""
+        spec = cast(ScoresSpec, step.spec)
+        memory = estimate.scoring(self.shape, self.device, longest=spec.max_length, quantised=self._in_4_bits(step))
+        kinds = {"preferences": ("heldout", "dpo"), "instructions": ("heldout", "sft"), "texts": ("texts", "texts")}
+        return self._read(step, memory, kinds, spec.max_length, spec.limit)
+
+    def rewards(self, step: Step) -> Row:
+        """Rewards of held-out pairs; of answers only the pairs' length is known beforehand."""
+        spec = cast(RewardsSpec, step.spec)
+        memory = estimate.scoring(
+            self.shape, self.device, longest=spec.max_length, head=False, quantised=METHODS[self._plan.sft.method.name].quantised
+        )
+        return self._read(step, memory, {"preferences": ("heldout", "reward")}, spec.max_length, spec.limit)
+
+    def merge(self, step: Step) -> Row:
+        """Merging, and comparing on prompts."""
+        spec = cast(MergeSpec, step.spec)
+        found = self._texts(step, "prompts", "prompts", "answers", spec.max_length)
+        memory = estimate.merging(self.shape, self.device, longest=found.longest if found else spec.max_length)
+        tokens = 2 * min(found.rows, spec.prompts) * found.mean if found else None
+        seconds = tokens * 2 * self.shape.parameters / self._rate.flops if tokens else None
+        return self._plain(step, memory, tokens, found.source if found else "", seconds)
+
+    def probed(self, row: Row, log: Callable[[str], None]) -> Row:
+        """The row with what a few real steps took, where the stage can be probed."""
+        step = self._steps[row.stage]
+        if not isinstance(step.spec, TrainSpec) or row.rows is None:
+            return row
+        rows = row.rows if row.fits else row.fitting
+        if rows is None:
+            log(f"{row.stage}: not probed, not even one row fits")
+            return row
+        self._shop.models.mkdir(parents=True, exist_ok=True)
+        scratch = self._shop.store.folder("probe")
+        policy, folder = self._base_policy(scratch)
+        if not probe.able(step.spec, folder):
+            return row
+        assert row.longest is not None
+        log(f"{row.stage}: {probe.STEPS} steps of {rows} rows of {row.longest} tokens")
+        run = Run(scratch, self._shop.models, self._plan.execution)
+        found = probe.probe(step.spec, policy, folder, run, rows=rows, longest=row.longest)
+        seconds = row.tokens / found.tokens_per_second if row.tokens else None
+        return replace(row, probed=found, seconds=seconds, rate_from="the probe's tokens/s")
+
+    # -- parts --------------------------------------------------------------------------------------------------
+
+    def _base_policy(self, scratch: Path) -> tuple[Path, Path]:
+        """A policy that is the base alone, and the folder of its files."""
+        out = scratch / "base"
+        shutil.rmtree(out, ignore_errors=True)
+        out.mkdir(parents=True)
+        build_base(self._plan.model.spec(), self._plan.model.files(), out, Run(scratch, self._shop.models))
+        return out, base_path(self._shop.models, read_record(out).base)
+
+    def _texts(self, step: Step, name: str, split: str, kind: str, max_length: int) -> Tokens | None:
+        source = step.inputs.get(name)
+        if self.reader is None or not isinstance(source, Step) or source.artifact is None:
+            return None
+        try:
+            return measured(self.reader, source.artifact.path / f"{split}.parquet", kind, max_length)
+        except (DataError, OSError):
+            return None
+
+    def _read(self, step: Step, memory: Memory, kinds: dict[str, tuple[str, str]], max_length: int, limit: int | None) -> Row:
+        found = {name: self._texts(step, name, *where, max_length) for name, where in kinds.items() if name in step.inputs}
+        if not found or not all(found.values()):
+            return self._plain(step, memory, None, "", None)
+        known = [texts for texts in found.values() if texts]
+        tokens = sum(texts.mean * min(texts.rows, limit or texts.rows) for texts in known)
+        return self._plain(step, memory, tokens, known[0].source, tokens * 2 * self.shape.parameters / self._rate.flops)
+
+    def _plain(self, step: Step, memory: Memory, tokens: float | None, said: str, seconds: float | None) -> Row:
+        rate = self._rate.source if seconds is not None else ""
+        return Row(step.name, step.state, memory, self.limit, None, None, tokens, said, seconds, rate)
+
+    def _in_4_bits(self, step: Step) -> bool:
+        """Whether the policy that a stage reads is held in 4 bits: trained so, and neither the base nor merged."""
+        source = step.inputs.get("policy")
+        trained = isinstance(source, Step) and source.stage.name in ("sft", "dpo", "pretrain")
+        return trained and METHODS[self._plan.sft.method.name].quantised
+
+    def _seconds(self, step: Step, spec: TrainSpec, tokens: float | None, flops: float) -> tuple[float | None, str]:
+        if tokens is None:
+            return None, ""
+        if (known := self._measured_rate(step, spec)) is not None:
+            return tokens / known, f"{known:,.0f} tokens/s of an earlier {step.name}"
+        return tokens * flops / self._rate.flops, self._rate.source
+
+    def _measured_rate(self, step: Step, spec: TrainSpec) -> float | None:
+        """Tokens per second of the youngest artifact of this stage, method and base that was built on this machine."""
+        machine = provenance(0)["machine"]
+        base = self._steps["base"].artifact
+        rate: float | None = None
+        for artifact in self._shop.store.all():
+            fields: Any = artifact.identity
+            same = artifact.stage == step.stage.name and fields["spec"].get("method", {}).get("name") == spec.method.name
+            if not same or artifact.provenance.get("machine") != machine or not base:
+                continue
+            if _rests_on(artifact.path, base.path) and (seen := artifact.metrics.get("tokens_per_second")):
+                rate = float(cast(float, seen))
+        return rate
+
+    @cached_property
+    def _rate(self) -> Rate:
+        return estimate.here() if self.device == "cpu" else Rate(1.5e14, "a usual GPU of 150 TFLOP/s; probe for better")
+
+
+def _rests_on(policy: Path, base: Path) -> bool:
+    """Whether both policies have one base."""
+    try:
+        return read_record(policy).base == read_record(base).base
+    except DataError:
+        return False
+
+
+def _schedule(spec: TrainSpec, found: Tokens | None, texts: int) -> tuple[float | None, str]:
+    """Tokens of the whole schedule, and how they are known."""
+    if found and spec.stage == "pretrain":
+        total = found.rows * found.mean
+        packed = total / spec.max_length
+        number = steps(int(packed) or 1, global_batch=spec.global_batch, epochs=spec.epochs, max_steps=spec.max_steps)
+        return float(number * spec.global_batch * spec.max_length), found.source
+    if found:
+        number = steps(found.rows, global_batch=spec.global_batch, epochs=spec.epochs, max_steps=spec.max_steps)
+        return number * spec.global_batch * found.mean, found.source
+    if spec.max_steps:
+        return float(spec.max_steps * spec.global_batch * spec.max_length * texts), "at most: max_steps x max_length"
+    return None, "not curated yet"
+
+
+def _machine(plan: Plan) -> tuple[Device, int]:
+    """The device a child would take, and the bytes it may use there."""
+    execution = plan.execution
+    if execution.device != "cpu" and (free := _gpu()):
+        return "cuda", free
+    if execution.device == "cuda":
+        raise MachineError("execution.device is cuda, but nvidia-smi names no GPU here; use auto or cpu?")
+    return "cpu", estimate.free_memory() // (execution.processes * execution.parallel)
+
+
+def _gpu() -> int | None:
+    """Free bytes of the first GPU, None without one."""
+    try:
+        asked = ["nvidia-smi", "--query-gpu=memory.free", "--format=csv,noheader,nounits"]
+        said = subprocess.run(asked, capture_output=True, text=True, timeout=10, check=True).stdout
+        return int(said.splitlines()[0]) * 2**20
+    except (OSError, subprocess.SubprocessError, ValueError, IndexError):
+        return None
+
+
+_ROWS: dict[str, Callable[[_Here, Step], Row]] = {
+    **dict.fromkeys(("pretrain", "sft", "reward", "dpo"), _Here.train),
+    "answers": _Here.answers,
+    "scores": _Here.scores,
+    "rewards": _Here.rewards,
+    "merge": _Here.merge,
+}
+"""stages that load a model -> how they are estimated"""
+
+
+# -- showing ----------------------------------------------------------------------------------------------------
+
+_PARTS = ("weights", "gradients", "optimiser", "activations", "logits", "cache")
+
+
+def table(name: str, rows: Sequence[Row]) -> Table:
+    """Stages as rows, in GB."""
+    shown = Table(title=f"{name}: memory in GB, time", title_justify="left", box=None, pad_edge=False, padding=(0, 2, 0, 0))
+    probing = any(row.probed for row in rows)
+    columns = ["stage", "rows", "libraries", *_PARTS, "total", "limit", "fits", "time", "known from"]
+    for column in [*columns, *(("measured", "error", "tokens/s") if probing else ())]:
+        words = column in ("stage", "fits", "known from")
+        shown.add_column(column, justify="left" if words else "right", no_wrap=column != "known from")
+    for row in rows:
+        parts = [_gb(getattr(row.memory, part)) for part in ("libraries", *_PARTS)]
+        known = "; ".join(filter(None, (row.tokens_from, row.rate_from)))
+        cells = [row.stage, str(row.rows or "-"), *parts, _gb(row.memory.total), _gb(row.limit), _fits(row)]
+        cells += [duration(row.seconds), known]
+        if probing and row.probed:
+            cells += [_gb(row.probed.peak), f"{100 * (row.error or 0):+.0f} %", f"{row.probed.tokens_per_second:,.0f}"]
+        shown.add_row(*cells)
+    return shown
+
+
+def _gb(count: float) -> str:
+    return "-" if not count else f"{count / 1e9:.2f}"
+
+
+def _fits(row: Row) -> str:
+    if row.fits:
+        return "yes"
+    return "no" if row.rows is None else f"no, {row.fitting} would" if row.fitting else "no, not one row"
+
+
+def as_json(rows: Sequence[Row]) -> list[dict[str, Json]]:
+    """The same for machines: bytes and seconds."""
+    return [
+        {
+            "stage": row.stage,
+            "state": row.state,
+            "memory": {**vars(row.memory), "total": row.memory.total},
+            "limit": row.limit,
+            "fits": row.fits,
+            "micro_batch": row.rows,
+            "largest_micro_batch": row.fitting,
+            "tokens": row.tokens,
+            "tokens_from": row.tokens_from,
+            "seconds": row.seconds,
+            "rate_from": row.rate_from,
+            "probed": cast(Metrics, dict(row.probed._asdict())) if row.probed else None,
+            "error": row.error,
+        }
+        for row in rows
+    ]
+
+
+def show(plan: Plan, *, run_probe: bool, json_output: bool) -> None:
+    """Print the estimates of `plan`."""
+    from flows.console import out
+    from flows.inspect import echo_json
+
+    console = out()
+    rows = estimates(plan, run_probe=run_probe, log=lambda line: None if json_output else console.print(line))
+    if json_output:
+        echo_json(as_json(rows))
+        return
+    if not rows:
+        raise AlignError(f"{plan.name}: no stage of it loads a model")
+    console.print(table(plan.name, rows))
