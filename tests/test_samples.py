@@ -44,3 +44,20 @@ def test_no_preferred_answer_opens_with_filler():
     opening = re.compile(r"(sure|great question|certainly|of course|as an ai|well,|absolutely)\b", re.IGNORECASE)
     assert [row["id"] for row in rows("preferences") if opening.match(row["chosen"])] == []
     assert sum(bool(opening.match(row["rejected"])) for row in rows("preferences")) > 50
+
+
+def test_continual_tasks_are_there_once_and_their_answers_are_right():
+    counts = {"orders": 64, "tickets": 60, "units": 64}
+    for name, count in counts.items():
+        found = rows(f"continual/{name}")
+        assert len({row["id"] for row in found}) == len({plain(row["messages"][0]["content"]) for row in found}) == count
+    for row in rows("continual/orders"):
+        asked, order = row["messages"][0]["content"].lower(), json.loads(row["messages"][1]["content"])
+        assert re.search(rf"table {order['table']}\b", asked)
+        named = dict(zip(["one", "two", "three", "four", "five"], range(1, 6), strict=True))
+        said = {thing: named[number] for number, thing in re.findall(rf"\b({'|'.join(named)}) ([a-z]+?)(?:e?s)?\b", asked)}
+        assert {thing[:4]: number for thing, number in said.items()} == {t[:4]: n for t, n in order["items"].items()}
+    for row in rows("continual/units"):
+        sums = re.findall(r"(\d+) ([x+]) (\d+) = (\d+)", row["messages"][1]["content"])
+        assert sums
+        assert all(int(c) == (int(a) * int(b) if sign == "x" else int(a) + int(b)) for a, sign, b, c in sums)
