@@ -15,17 +15,17 @@ from flows.compare_plan import ComparePlan
 from flows.console import duration, out, steps_json, steps_table
 from flows.execute import watched
 from flows.explain import Explain, Step
-from flows.pipeline import Build
+from flows.pipeline import Build, measured_on
 from flows.plan import Plan, load
 from tasks.base import BASE
+from tasks.chain import merges
 from tasks.compare import COMPARISON, COMPARISON_FILE, PLOT_FILE, TEXT_FILE, Compared, ComparisonSpec, part
 from tasks.core.contract import Stage
 from tasks.core.errors import SpecError
 from tasks.core.store import Artifact
-from tasks.curate import INSTRUCTIONS, PREFERENCES, PROMPTS, TEXTS
+from tasks.curate import INSTRUCTIONS, PROMPTS, TEXTS
 from tasks.measure import SCORES
 from tasks.merge import MERGE, MergeSpec
-from tasks.methods import METHODS
 from tasks.profile import PROFILE
 from tasks.train import PRETRAIN, SFT
 
@@ -35,14 +35,12 @@ def branches(plan: Plan, build: Build) -> dict[str, Any]:
     asked = part_of(plan)
     base = build(BASE, plan.model.spec(), plan.model.files())
     instructions = build(INSTRUCTIONS, plan.data.instructions.spec(), plan.data.instructions.files())
-    preferences = build(PREFERENCES, plan.data.preferences.spec(), plan.data.preferences.files())
     prompts = build(PROMPTS, plan.data.prompts.spec(), plan.data.prompts.files())
-    texts = build(TEXTS, plan.data.texts.spec(), plan.data.texts.files())
+    held_out = {"instructions": instructions, **measured_on(plan, build)}
     start = base
     if plan.pretrain and plan.data.corpus:
         corpus = build(TEXTS, plan.data.corpus.spec(), plan.data.corpus.files(), name="curate-corpus")
         start = build(PRETRAIN, plan.pretrain, {"policy": base, "data": corpus})
-    held_out = {"preferences": preferences, "instructions": instructions, "texts": texts}
 
     made = {"scores/base": build(SCORES, plan.evaluation.scores, {"policy": base, **held_out}, name="scores-base")}
     for label, entry in zip(asked.labels(), asked.methods, strict=True):
@@ -58,7 +56,7 @@ def branches(plan: Plan, build: Build) -> dict[str, Any]:
             if seed != asked.seeds[0]:
                 continue  # what use costs does not depend on the seed
             used = {"base": base, "unmerged": sft, "prompts": prompts}
-            if METHODS[entry.method.name].adapter and METHODS[entry.method.name].merges_into:
+            if merges(entry.method, plan.model.config()):
                 used["merged"] = step(MERGE, plan.merge or MergeSpec(), {"policy": sft, "prompts": prompts})
             step(PROFILE, asked.profile, used)
     return made

@@ -31,9 +31,8 @@ def pipeline(plan: Plan, build: Build) -> None:
     """Curate, train, merge, measure, judge, release."""
     base = build(BASE, plan.model.spec(), plan.model.files())
     instructions = build(INSTRUCTIONS, plan.data.instructions.spec(), plan.data.instructions.files())
-    preferences = build(PREFERENCES, plan.data.preferences.spec(), plan.data.preferences.files())
     prompts = build(PROMPTS, plan.data.prompts.spec(), plan.data.prompts.files())
-    texts = build(TEXTS, plan.data.texts.spec(), plan.data.texts.files())
+    held_out = {"instructions": instructions, **measured_on(plan, build)}
 
     start, before = base, {}
     if plan.pretrain and plan.data.corpus:
@@ -41,14 +40,16 @@ def pipeline(plan: Plan, build: Build) -> None:
         start = build(PRETRAIN, plan.pretrain, {"policy": base, "data": corpus})
         before = {"corpus": corpus, "pretrain": start}
     sft = build(SFT, plan.sft, {"policy": start, "data": instructions})
-    reward_model = build(REWARD, plan.reward, {"policy": sft, "data": preferences})
-    dpo = build(DPO, plan.policy, {"policy": sft, "data": preferences})
-    policy = build(MERGE, plan.merge or MergeSpec(), {"policy": dpo, "prompts": prompts}) if plan.merges else dpo
+    parent, trained, made = start, sft, {"sft": sft}
+    if plan.reward and plan.policy:
+        reward_model = build(REWARD, plan.reward, {"policy": sft, "data": held_out["preferences"]})
+        parent, trained = sft, build(DPO, plan.policy, {"policy": sft, "data": held_out["preferences"]})
+        made = {"sft": sft, "reward_model": reward_model, "dpo": trained}
+    policy = build(MERGE, plan.merge or MergeSpec(), {"policy": trained, "prompts": prompts}) if plan.merges else trained
 
-    models = {"candidate": policy, "parent": sft, "base": base}
+    models = {"candidate": policy, "parent": parent, "base": base}
     compared = {who: models[who] for who in plan.subjects()}
     asked = plan.evaluation
-    held_out = {"preferences": preferences, "instructions": instructions, "texts": texts}
     answers = {
         f"answers_{who}": build(ANSWERS, asked.answers, {"policy": model, "prompts": prompts}, name=f"answers-{who}")
         for who, model in compared.items()
@@ -57,9 +58,21 @@ def pipeline(plan: Plan, build: Build) -> None:
         f"scores_{who}": build(SCORES, asked.scores, {"policy": model, **held_out}, name=f"scores-{who}")
         for who, model in compared.items()
     }
-    scores["rewards"] = build(REWARDS, asked.rewards, {"reward_model": reward_model, "preferences": preferences, **answers})
+    if "reward_model" in made:
+        judged = {"reward_model": made["reward_model"], "preferences": held_out["preferences"]}
+        scores["rewards"] = build(REWARDS, asked.rewards, {**judged, **answers})
     scores["metrics"] = build(METRICS, plan.metrics(), {"prompts": prompts, **answers})
 
     verdict = build(VERDICT, plan.judge(), scores)
-    made_of = {"base": base, "prompts": prompts, **held_out, **before, "sft": sft, "reward_model": reward_model, "dpo": dpo}
+    made_of = {"base": base, "prompts": prompts, **held_out, **before, **made}
     build(RELEASE, plan.card(), {"policy": policy, "verdict": verdict, **made_of, **answers, **scores})
+
+
+def measured_on(plan: Plan, build: Build) -> dict[str, Any]:
+    """Pairs and ordinary text, where the plan has them."""
+    found: dict[str, Any] = {}
+    if plan.data.preferences:
+        found["preferences"] = build(PREFERENCES, plan.data.preferences.spec(), plan.data.preferences.files())
+    if plan.data.texts:
+        found["texts"] = build(TEXTS, plan.data.texts.spec(), plan.data.texts.files())
+    return found

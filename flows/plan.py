@@ -13,11 +13,12 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from pydantic_core import ErrorDetails
 
 from evals import modules
+from evals.estimates import metric
 from evals.gates import Gate
 from flows.compare_plan import ComparePlan
 from flows.search_plan import SearchPlan
 from tasks.base import BaseSpec, base_request
-from tasks.chain import check_merge, follow, same_shape
+from tasks.chain import check_merge, check_seq2seq, follow, merges, same_shape
 from tasks.core.build import Workshop
 from tasks.core.contract import Execution
 from tasks.core.errors import SpecError
@@ -33,6 +34,9 @@ from tasks.reading.spec import SourceEntry
 from tasks.release import ReleaseSpec
 from tasks.smollm import NAME as EMBEDDED
 from tasks.train import DpoSpec, PretrainSpec, RewardSpec, SftSpec
+
+_REWARDS = ("reward", "chosen_reward", "rejected_reward")
+_PAIRS = ("chosen_logp", "rejected_logp", "chosen_longer")
 
 
 class Part(BaseModel):
@@ -105,9 +109,11 @@ class DataPlan(Part):
     """What is learned from, and what is held out to measure on."""
 
     instructions: Curated[InstructionsSpec]
-    preferences: Curated[PreferencesSpec]
+    preferences: Curated[PreferencesSpec] | None = None
+    """needed by `reward`, `policy` and whatever is measured on pairs"""
     prompts: Curated[PromptsSpec]
-    texts: Curated[TextsSpec]
+    texts: Curated[TextsSpec] | None = None
+    """ordinary text, to see what is forgotten; needed by the metrics of text"""
     corpus: Curated[TextsSpec] | None = None
     """plain text to go on pre-training with"""
 
@@ -172,8 +178,10 @@ class Plan(Part):
     pretrain: PretrainSpec | None = None
     """before SFT, on `data.corpus`"""
     sft: SftSpec
-    reward: RewardSpec
-    policy: DpoSpec
+    reward: RewardSpec | None = None
+    """from the SFT policy; null, and `policy` too: SFT is all that is trained"""
+    policy: DpoSpec | None = None
+    """from the SFT policy; without it the SFT policy is the candidate, and its parent what SFT started from"""
     merge: MergeSpec | None = None
     """how the policy becomes one plain model; null: by the defaults, and what cannot be merged stays an adapter"""
     evaluation: EvaluationPlan = EvaluationPlan()
@@ -193,7 +201,11 @@ class Plan(Part):
         """Refuse a method that cannot go on from the policy before it, before anything is trained."""
         if (self.pretrain is None) != (self.data.corpus is None):
             raise ValueError("pretrain needs data.corpus, and data.corpus is for pretrain; give both or neither")
-        steps = [("reward", self.sft, self.reward), ("policy", self.sft, self.policy)]
+        if (self.reward is None) != (self.policy is None):
+            raise ValueError("reward and policy go together: the gates of one need the other; give both or neither")
+        if self.reward and not self.data.preferences:
+            raise ValueError("reward and policy need data.preferences; give some, or leave both out")
+        steps = [(where, self.sft, after) for where, after in (("reward", self.reward), ("policy", self.policy)) if after]
         for where, before, after in [("sft", self.pretrain, self.sft), *steps] if self.pretrain else steps:
             row = METHOD_ROWS[before.method.name]
             last = before.method.name if row.adapter else None
@@ -202,7 +214,37 @@ class Plan(Part):
             except SpecError as error:
                 raise ValueError(f"{where}: {error}") from error
         if self.merge:
-            check_merge(self.policy.method)
+            check_merge((self.policy or self.sft).method, config=self.model.config())
+        return self
+
+    @model_validator(mode="after")
+    def _fits_the_model(self) -> "Plan":
+        """Refuse stages and methods that an encoder-decoder model does not take, where the model is known to be one."""
+        if not (self.model.config() or {}).get("is_encoder_decoder"):
+            return self
+        for spec in (self.pretrain, self.reward, self.policy):
+            if spec:
+                check_seq2seq(spec.stage)
+        if "encoder-decoder" not in METHOD_ROWS[self.sft.method.name].architectures:
+            raise ValueError(f"sft: method {self.sft.method.name} does not work on an encoder-decoder model; use full or lora")
+        return self
+
+    @model_validator(mode="after")
+    def _measurable(self) -> "Plan":
+        """Refuse a gate that nothing in the plan would measure."""
+        missing = {
+            **({} if self.reward else dict.fromkeys(_REWARDS, "a reward model, and the plan has no reward and policy")),
+            **({} if self.data.preferences else dict.fromkeys(_PAIRS, "pairs, and the plan has no data.preferences")),
+            **({} if self.data.texts else {"text_nll": "ordinary text, and the plan has no data.texts"}),
+        }
+        if (self.model.config() or {}).get("is_encoder_decoder"):
+            missing["text_nll"] = "the likelihood of plain text, which an encoder-decoder model does not give"
+        for gate in self.gates:
+            for _, raw in metric(gate.metric, gate.against).wants(gate.comparator):
+                if raw in missing:
+                    raise ValueError(f"gate {gate.metric}: it needs {missing[raw]}; leave the gate out, or use another metric")
+        if self.search and self.search.needs_preferences and not self.data.preferences:
+            raise ValueError(f"search: metric {self.search.metric} needs {missing['chosen_logp']}; use answer_perplexity")
         return self
 
     @model_validator(mode="after")
@@ -234,12 +276,10 @@ class Plan(Part):
     @property
     def merges(self) -> bool:
         """Whether the policy is merged before it is measured: there is an adapter, and it can be."""
-        trained = [spec for spec in (self.pretrain, self.sft, self.policy) if spec]
-        rows = [METHOD_ROWS[spec.method.name] for spec in trained]
-        return rows[-1].adapter and rows[-1].merges_into is not None
+        return merges((self.policy or self.sft).method, self.model.config())
 
     def subjects(self) -> list[str]:
-        """Whose answers and scores the gates need: the candidate, its parent (its reference), and what gates compare with."""
+        """Whose answers and scores the gates need: the candidate, its parent (what it was trained from), and what gates name."""
         compared = {gate.comparator for gate in self.gates if gate.comparator}
         return [who for who in ("candidate", "parent", "base") if who in compared | {"candidate", "parent"}]
 

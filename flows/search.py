@@ -59,7 +59,7 @@ def search(plan: Plan, build: Build, read: Read) -> Any:  # noqa: ANN401  what t
     base = build(BASE, plan.model.spec(), plan.model.files())
     instructions = build(INSTRUCTIONS, plan.data.instructions.spec(), plan.data.instructions.files())
     held = {"instructions": instructions}
-    if asked.needs_preferences:
+    if asked.needs_preferences and plan.data.preferences:
         held["preferences"] = build(PREFERENCES, plan.data.preferences.spec(), plan.data.preferences.files())
     compared = build(SCORES, plan.evaluation.scores, {"policy": base, **held}, name="scores-base") if asked.against else None
     below = read(compared) if compared is not None else None
@@ -169,7 +169,7 @@ def winner(plan: Plan, record: Mapping[str, Any]) -> dict[str, Any] | None:
     changed: dict[str, Any] = {"sft": {"method": method, "learning_rate": row["learning_rate"]}}
     own = plan.sft.method
     for stage, spec in (("reward", plan.reward), ("policy", plan.policy)):
-        if spec.method.name == own.name:  # a stage that went on with the SFT adapter goes on with the winner's
+        if spec and spec.method.name == own.name:  # a stage that went on with the SFT adapter goes on with the winner's
             rate = rates["reward" if stage == "reward" else "dpo"] * factor
             changed[stage] = {"method": method, "learning_rate": float(f"{rate:.3g}")}
     return changed

@@ -3,10 +3,14 @@
 One rule: the first forward pass of a stage is exactly the policy it starts from.
 """
 
-from typing import Literal
+from collections.abc import Mapping
+from typing import Any, Literal
 
 from tasks.core.errors import SpecError
 from tasks.methods import METHODS, AnyMethod, StageName
+
+_NO_BIASES = ("t5", "mt5", "umt5", "longt5", "switch_transformers")
+"""families whose linear layers have no biases and whose config cannot say otherwise"""
 
 
 def follow(quantised: bool, last: str | None, method: AnyMethod, *, same: bool) -> Literal["continue", "fresh"]:
@@ -41,14 +45,25 @@ def same_shape(one: AnyMethod, other: AnyMethod) -> bool:
     return one.model_dump(exclude={"dropout"}) == other.model_dump(exclude={"dropout"})
 
 
-def check_merge(*methods: AnyMethod) -> None:
-    """Raise SpecError if the adapters of one of `methods` cannot be merged."""
+def merges(method: AnyMethod, config: Mapping[str, Any] | None = None) -> bool:
+    """Whether `method` leaves an adapter that merges into the model with this config.json, as far as that is known."""
+    row = METHODS[method.name]
+    return row.adapter and row.merges_into is not None and _unmergeable(method, config) is None
+
+
+def _unmergeable(method: AnyMethod, config: Mapping[str, Any] | None) -> str | None:
+    if method.name == "bitfit" and config and config.get("model_type") in _NO_BIASES:
+        return f"linear layers of {config['model_type']} have no biases, and its config has no switch for them"
+    return METHODS[method.name].keeps if METHODS[method.name].merges_into is None else None
+
+
+def check_merge(*methods: AnyMethod, config: Mapping[str, Any] | None = None) -> None:
+    """Raise SpecError if the adapters of one of `methods` cannot be merged into the model with this config.json."""
     for method in methods:
-        row = METHODS[method.name]
-        if row.merges_into is None:
-            able = ", ".join(name for name, other in METHODS.items() if other.merges_into)
+        if why := _unmergeable(method, config):
+            able = ", ".join(name for name, other in METHODS.items() if other.merges_into and name != method.name)
             raise SpecError(
-                f"{method.name} cannot be merged: {row.keeps}; leave merge out, and the policy is measured and released as an "
+                f"{method.name} cannot be merged: {why}; leave merge out, and the policy is measured and released as an "
                 f"adapter, or use one of {able}"
             )
 
