@@ -105,6 +105,8 @@ def write_data(root: Path, *, train: int = 12, heldout: int = 6) -> tuple[Path, 
         both = [(colour, number) for number in span for colour in COLOURS]
         held = [{"id": f"{c}{n}", "images": [put(folders[0], c, n)], "messages": [*asked(), said(c)]} for c, n in both]
         held.append({"id": "text", "images": None, "messages": [*asked("what is grass"), said("green")]})
+        for row in held:
+            row["conversation"] = row["id"]
         write_rows(folders[0], split, held)
         names = {(c, n): put(folders[1], c, n) for c, n in both}
         pairs = [
