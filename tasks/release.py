@@ -20,7 +20,7 @@ from tasks.core.spec import Json, Spec
 from tasks.core.store import Artifact
 from tasks.heads import FORMS, Head, read_head
 from tasks.judge import VERDICT_FILE
-from tasks.policy import MODEL, PolicyRecord, read_record
+from tasks.policy import ADAPTERS, MODEL, PolicyRecord, is_seq2seq, read_record
 
 CARD = Path(__file__).parent / "templates" / "model_card.md.j2"
 RELEASE_FILE = "release.json"
@@ -106,7 +106,8 @@ def release(spec: ReleaseSpec, inputs: Mapping[str, Path], out: Path, run: Run) 
         },
     )
     head = read_head(inputs["policy"]) if record.task in FORMS else None
-    card = _card(spec, record, head, verdict, traces, merged=(inputs["policy"] / MODEL).is_dir())
+    merged, seq2seq = (inputs["policy"] / MODEL).is_dir(), _writes_after_encoding(inputs["policy"], record)
+    card = _card(spec, record, head, verdict, traces, merged=merged, seq2seq=seq2seq)
     (out / CARD_FILE).write_text(card, encoding="utf-8")
     run.log(f"{spec.name}: {headline(verdict)}")
     return {"policy": policy.key, "verdict": verdict["verdict"], "gates": len(verdict["gates"])}
@@ -133,6 +134,14 @@ def _lineage(traces: Mapping[str, Trace]) -> list[Json]:
     return list(found.values())
 
 
+def _writes_after_encoding(policy: Path, record: PolicyRecord) -> bool:
+    """Whether the policy is an encoder-decoder model, as its own weights or adapters tell."""
+    if (policy / MODEL).is_dir():
+        return is_seq2seq(policy / MODEL)
+    configs = [policy / ADAPTERS / name / "adapter_config.json" for name in record.adapters]
+    return any(path.is_file() and _json(path).get("task_type") == "SEQ_2_SEQ_LM" for path in configs)
+
+
 def _card(
     spec: ReleaseSpec,
     record: PolicyRecord,
@@ -141,6 +150,7 @@ def _card(
     traces: Mapping[str, Trace],
     *,
     merged: bool,
+    seq2seq: bool,
 ) -> str:
     """The model card, in the form that the Hugging Face hub reads."""
     import yaml
@@ -154,7 +164,7 @@ def _card(
         "language": list(spec.languages),
         "datasets": list(spec.datasets),
         "library_name": "peft" if adapters else "transformers",
-        "pipeline_tag": _PIPELINES[record.task],
+        "pipeline_tag": "text2text-generation" if seq2seq else _PIPELINES[record.task],
         "tags": list(dict.fromkeys([*spec.tags, "alignflow", *stages, *(link.method for link in record.chain)])),
     }
     template = Environment(undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True)
@@ -169,6 +179,7 @@ def _card(
         gates=gate_markdown(verdict),
         verdict=verdict,
         head=head and AUTO_CLASSES[record.task],
+        auto="AutoModelForSeq2SeqLM" if seq2seq else AUTO_CLASSES["policy"],
         key_mapping=dict(head.key_mapping) if head else {},
         pipeline=front["pipeline_tag"],
         made=[_made(part) for part in traces["policy"].walk() if part.artifact.kind in _MADE],
