@@ -63,17 +63,10 @@ def test_a_merged_model_is_timed_as_a_third(bench, trained, run, out, tmp_path):
 
 
 def test_the_answers_go_on_where_they_would_end_so_that_all_models_write_equally_much(bench, trained, run, out, monkeypatch):
-    from tasks.training import profile
+    from tasks.training import data, profile
 
     lengths: list[int] = []
     decode = profile.decode
-
-    class Impatient(profile.Encoder):
-        """All tokens but two end an answer."""
-
-        def __init__(self, tokenizer, model):
-            super().__init__(tokenizer, model)
-            self.stops = set(range(len(tokenizer) - 2))
 
     def counted(*given):
         answers = decode(*given)
@@ -81,7 +74,7 @@ def test_the_answers_go_on_where_they_would_end_so_that_all_models_write_equally
         return answers
 
     monkeypatch.setattr(profile, "decode", counted)
-    monkeypatch.setattr(profile, "Encoder", Impatient)
+    monkeypatch.setattr(data, "stop_ids", lambda tokenizer, model: set(range(len(tokenizer) - 2)))  # all words but two end it
     inputs = {"base": bench.policy, "unmerged": trained["lora"], "prompts": bench.prompts}
     profile.run(ProfileSpec(prompt_tokens=20, new_tokens=4, rounds=6), inputs, out, run)
     assert set(lengths) == {4}
