@@ -9,7 +9,9 @@ from typing import Any, Literal
 from tasks.core.errors import SpecError
 from tasks.methods import METHODS, AnyMethod, StageName
 
-_NO_BIASES = ("t5", "mt5", "umt5", "longt5", "switch_transformers")
+_AT_THE_START = ("dropout", "ratio", "init", "text", "encoder", "hidden")
+"""fields that decide how weights start or learn, or what made them and is dropped"""
+_NO_BIASES = ("t5", "mt5", "umt5", "longt5", "switch_transformers", "mixtral")
 """families whose linear layers have no biases and whose config cannot say otherwise"""
 
 
@@ -41,8 +43,17 @@ def follow(quantised: bool, last: str | None, method: AnyMethod, *, same: bool) 
 
 
 def same_shape(one: AnyMethod, other: AnyMethod) -> bool:
-    """Whether a stage of the second can go on with an adapter of the first; dropout is no part of the shape."""
-    return one.model_dump(exclude={"dropout"}) == other.model_dump(exclude={"dropout"})
+    """Whether a stage of the second can go on with an adapter of the first; how it starts and learns is no part of the shape."""
+    return shape(one.model_dump()) == shape(other.model_dump())
+
+
+def shape(method: Mapping[str, object]) -> dict[str, object]:
+    """The fields of a method that still say something of the adapter it left.
+
+    >>> shape({"name": "p_tuning", "length": 20, "encoder": "lstm", "hidden": 128})
+    {'name': 'p_tuning', 'length': 20}
+    """
+    return {name: value for name, value in method.items() if name not in _AT_THE_START}
 
 
 def merges(method: AnyMethod, config: Mapping[str, Any] | None = None) -> bool:

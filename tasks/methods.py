@@ -259,9 +259,10 @@ class MethodRow:
         }
 
 
-def _rates(sft: float, *, packs: bool = True) -> dict[StageName, float]:
-    """Rates of every stage from that of SFT; DPO's is a tenth."""
-    rates: dict[StageName, float] = {"sft": sft, "reward": sft, "dpo": sft / 10, "task": sft}
+def _rates(sft: float, *, packs: bool = True, after: float | None = None) -> dict[StageName, float]:
+    """Rates of every stage from that of SFT; DPO's is a tenth.  `after`: of the stages that find the network gone."""
+    rest = after or sft
+    rates: dict[StageName, float] = {"sft": sft, "reward": rest, "dpo": rest / 10, "task": sft}
     return {"pretrain": sft, **rates} if packs else rates
 
 
@@ -370,7 +371,7 @@ METHODS: dict[str, MethodRow] = {
         PTuning,
         "vectors before the input, made by a network that is dropped afterwards",
         "arXiv:2103.10385",
-        _rates(1e-3, packs=False),
+        _rates(1e-3, packs=False, after=1e-2),
         merges_into=None,
         keeps=_SOFT,
         refuses=_PACKED,
@@ -379,7 +380,7 @@ METHODS: dict[str, MethodRow] = {
         PrefixTuning,
         "keys and values before those of each layer, made by an MLP that is dropped afterwards",
         "arXiv:2101.00190",
-        _rates(1e-3, packs=False),
+        _rates(1e-3, packs=False, after=1e-2),
         merges_into=None,
         keeps=_PREFIX,
         checkpointing=False,

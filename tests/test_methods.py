@@ -97,7 +97,9 @@ def test_what_cannot_be_merged_is_refused_with_the_reason_and_what_to_use():
         check_merge(PrefixTuning())
 
 
-def test_the_shape_of_a_method_leaves_dropout_out():
+def test_the_shape_of_a_method_leaves_out_how_it_starts_and_learns():
     assert same_shape(Lora(), Lora(dropout=0.1))
+    assert same_shape(PrefixTuning(), PrefixTuning(hidden=64))
+    assert not same_shape(PrefixTuning(), PrefixTuning(length=7))
     assert not same_shape(Lora(), Lora(rank=8))
     assert not same_shape(Lora(), Qlora())

@@ -14,7 +14,7 @@ import torch
 from peft import PeftModel
 from transformers import set_seed
 
-from tasks.chain import check_seq2seq, follow
+from tasks.chain import check_seq2seq, follow, shape
 from tasks.core.contract import Run
 from tasks.core.errors import SpecError
 from tasks.core.files import write_json
@@ -144,7 +144,6 @@ def trainable_share(model: Any) -> tuple[int, float]:  # noqa: ANN401
 
 
 def _same_shape(folder: Path, method: Spec) -> bool:
-    """Whether the adapter in `folder` was made by `method`; dropout is no part of the shape."""
+    """Whether the adapter in `folder` was made by a method of the same shape."""
     path = folder / METHOD
-    saved = json.loads(path.read_text()) if path.is_file() else {}
-    return {**saved, "dropout": None} == {**json.loads(canonical(method)), "dropout": None}
+    return path.is_file() and shape(json.loads(path.read_text())) == shape(json.loads(canonical(method)))
