@@ -28,7 +28,7 @@ check: setup ## format, lint, types, layers, SQL, generated docs
 	$(BIN)/pyright
 	$(BIN)/lint-imports
 	$(BIN)/sqlfluff lint datasets/sql
-	$(BIN)/cog --check README.md docs/plan.md
+	$(BIN)/cog --check README.md docs/plan.md docs/advice.md
 
 tests: setup ## unit tests, then the slow ones
 	$(BIN)/pytest

@@ -108,6 +108,42 @@ def compare(
 
 
 @cli.command()
+def estimate(
+    plan: PlanPath,
+    set_: Set = None,
+    probe: Annotated[bool, typer.Option("--probe", help="take a few real steps of each training stage")] = False,
+    json_: Json = False,
+) -> None:
+    """Show memory and time of each stage of PLAN before it runs.  Example: align estimate flows/plans/demo.yaml"""
+    from flows.estimate import show
+    from flows.plan import load
+
+    show(load(plan, set_ or []), run_probe=probe, json_output=json_)
+
+
+@cli.command()
+def advise(
+    plan: Annotated[Path | None, typer.Argument(metavar="[PLAN]", help="take model, rows and memory from a plan")] = None,
+    model_size: Annotated[str | None, typer.Option(help="weights of the model: 135M, 7B")] = None,
+    memory: Annotated[str | None, typer.Option(help="of the machine or GPU: 24GB; default: what is free here")] = None,
+    device: Annotated[str, typer.Option(help="cpu or cuda")] = "cuda",
+    rows: Annotated[int | None, typer.Option(help="training rows")] = None,
+    task: Annotated[str, typer.Option(help="chat, classification, preferences or generation")] = "chat",
+    latency: Annotated[str, typer.Option(help="added time in use that is allowed: none or some")] = "some",
+    forgetting: Annotated[str, typer.Option(help="of what the base knows: low or any")] = "any",
+    adapters: Annotated[str, typer.Option(help="of one base in use: one or many")] = "one",
+    store: StoreRoot = None,
+    json_: Json = False,
+) -> None:
+    """Rank methods for a need, with reasons and a plan to start from.  Example: align advise --model-size 7B --memory 24GB"""
+    from flows.advise import show
+
+    asked = {"model_size": model_size, "memory": memory, "rows": rows, "device": device}
+    wishes = {"task": task, "latency": latency, "forgetting": forgetting, "adapters": adapters}
+    show(plan, {**asked, **wishes}, _store_root(store), json_output=json_)
+
+
+@cli.command()
 def gates(plan: PlanPath, set_: Set = None, json_: Json = False) -> None:
     """Show the gates of PLAN as they were judged last.  Example: align gates flows/plans/demo.yaml"""
     from flows.inspect import verdict_of

@@ -395,3 +395,14 @@ def show(plan: Plan, *, run_probe: bool, json_output: bool) -> None:
     if not rows:
         raise AlignError(f"{plan.name}: no stage of it loads a model")
     console.print(table(plan.name, rows))
+
+
+def known(plan: Plan) -> tuple[Shape, int | None]:
+    """The shape of a plan's model, and its rows of instructions where they are curated."""
+    explain = Explain(plan.workshop())
+    pipeline(plan, explain)
+    here = _Here(plan, explain)
+    data = next((step for step in explain.steps if step.name == "sft"), None)
+    source = data.inputs.get("data") if data else None
+    rows = source.artifact.metrics.get("train") if isinstance(source, Step) and source.artifact else None
+    return here.shape, rows if isinstance(rows, int) else None

@@ -37,6 +37,33 @@ def metrics() -> str:
     return _table(["metric", "meaning", "unit", "compared"], rows)
 
 
+def advice_rules() -> str:
+    """Every rule of `align advise`."""
+    from tasks.advice import RULES
+
+    rows: list[list[str]] = []
+    for rule in RULES:
+        points = ", ".join(f"{name} {value:+g}" for name, value in rule.points.items())
+        rows.append([rule.name, f"`{rule.when}`", points, rule.because, rule.rests_on])
+    return _table(["rule", "when", "points", "because", "rests on"], rows)
+
+
+def advice_quality() -> str:
+    """What `align advise` takes for the quality of a method that was not measured here."""
+    from tasks.advice import QUALITY
+
+    return _table(
+        ["method", "quality", "rests on"], [[f"`{name}`", f"{value:.3f}", source] for name, (value, source) in QUALITY.items()]
+    )
+
+
+def advice_constraints() -> str:
+    """What a method must be able to do to be ranked."""
+    from tasks.advice import CONSTRAINTS
+
+    return "\n".join(f"- {constraint.name}" for constraint in CONSTRAINTS)
+
+
 def plan_fields() -> str:
     """Every field of a plan with its default and meaning."""
     from flows.plan import Plan

@@ -1,3 +1,4 @@
+# pyright: basic
 """A few real steps of a training stage on texts of a given length: what memory and speed really are.
 
 The stage's own job runs in its own child on made-up texts, so that whatever the stage does, the probe does.
@@ -66,7 +67,7 @@ def _write(data: Path, make: Callable[[Reader, int, int], dict[str, Any]], reade
     data.mkdir()
     made = [{"id": str(i), **make(reader, longest, i % 2)} for i in range(rows)]
     for name in ("train", "heldout", "texts"):
-        pq.write_table(pa.Table.from_pylist(made if name != "heldout" else made[:1]), data / f"{name}.parquet")  # pyright: ignore[reportUnknownMemberType]
+        pq.write_table(pa.Table.from_pylist(made if name != "heldout" else made[:1]), data / f"{name}.parquet")
 
 
 def _words(reader: Reader, of: Callable[[str], list[dict[str, str]]], longest: int, less: int) -> str:

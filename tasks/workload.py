@@ -1,3 +1,4 @@
+# pyright: basic
 """How many tokens a stage has to read: from curated data where they are there, else an upper bound.  Imports no torch.
 
 Rows are rendered with the model's own chat template and tokenised with its own tokenizer, a sample of them where there are many.
@@ -13,6 +14,7 @@ from typing import Any, NamedTuple
 
 from tasks.core.errors import DataError
 from tasks.policy import TOKENIZER_CONFIG, template_text
+from tasks.tables import read_rows
 
 SAMPLE = 256
 """rows that are tokenised of a data set; the longest by characters are among them"""
@@ -83,10 +85,7 @@ def _refuse(message: str) -> None:
 
 def measured(reader: Reader, path: Path, stage: str, max_length: int) -> Tokens:
     """Tokens of the rows in the parquet file `path` as `stage` reads them, each text cut at `max_length`."""
-    import pyarrow.parquet as pq
-
-    table: Any = pq.read_table(path)  # pyright: ignore[reportUnknownMemberType, reportUnknownVariableType]
-    rows: list[dict[str, Any]] = table.to_pylist()
+    rows = read_rows(path)
     if not rows:
         return Tokens(0, 0.0, 0, "no rows")
     texts = _TEXTS[stage]
