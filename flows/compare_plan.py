@@ -6,8 +6,9 @@ from typing import Annotated, Any, TypeAlias
 
 from pydantic import Field, NonNegativeInt, PositiveFloat, field_validator, model_validator
 
+from tasks.core.errors import SpecError
 from tasks.core.spec import Spec
-from tasks.methods import METHODS, Method, check_stage, learning_rate
+from tasks.methods import METHODS, Method, check_stage, check_vision, learning_rate
 from tasks.profile import ProfileSpec
 from tasks.train import SftSpec
 
@@ -94,6 +95,10 @@ class ComparePlan(Spec):
             family = config.get("model_type", "this model")
             if entry.method.name in ("moe_experts", "moe_router") and not experts:
                 raise ValueError(f"{label}: {family} is no mixture of experts; leave {label} out, or use full or lora")
+            try:
+                check_vision(entry.method, sees="vision_config" in config)
+            except SpecError as error:
+                raise ValueError(f"{label}: {error}") from error
             if kind not in METHODS[entry.method.name].architectures:
                 raise ValueError(f"{label}: {family} is an {kind}, and {entry.method.name} does not work on one; leave it out")
 

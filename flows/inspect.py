@@ -183,13 +183,13 @@ def lay_out(policy: Path, draft: Path) -> str:
     """Copy the model of `policy` to `draft`, or its adapter with the base below it; say how it is loaded."""
     from flows.plan import models_folder
     from tasks.policy import ADAPTERS, MODEL, TEMPLATE, TOKENIZER_FILES, check_base, read_record
-    from tasks.release import AUTO_CLASSES
+    from tasks.release import auto_class
 
     record = read_record(policy)
     base = policy / MODEL if (policy / MODEL).is_dir() else check_base(models_folder(), record.base)
     if not record.adapters:
         shutil.copytree(base, draft)
-        return f"loadable with transformers.{AUTO_CLASSES[record.task]}.from_pretrained"
+        return f"loadable with transformers.{auto_class(record)}.from_pretrained"
     if len(record.adapters) > 1:
         raise SpecError(
             f"{policy}: {' and '.join(record.adapters)} lie on top of each other, and other tools load one adapter; train both "

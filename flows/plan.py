@@ -30,6 +30,7 @@ from tasks.judge import VerdictSpec
 from tasks.measure import MetricsSpec, RewardsSpec, ScoresSpec
 from tasks.merge import MergeSpec
 from tasks.methods import METHODS as METHOD_ROWS
+from tasks.methods import check_vision
 from tasks.reading.spec import SourceEntry
 from tasks.release import ReleaseSpec
 from tasks.smollm import NAME as EMBEDDED
@@ -227,6 +228,18 @@ class Plan(Part):
                 check_seq2seq(spec.stage)
         if "encoder-decoder" not in METHOD_ROWS[self.sft.method.name].architectures:
             raise ValueError(f"sft: method {self.sft.method.name} does not work on an encoder-decoder model; use full or lora")
+        return self
+
+    @model_validator(mode="after")
+    def _seen(self) -> "Plan":
+        """Refuse a method that a vision-language model does not take, where the model is known to be one."""
+        config = self.model.config()
+        for where, spec in (("pretrain", self.pretrain), ("sft", self.sft), ("reward", self.reward), ("policy", self.policy)):
+            try:
+                if spec and config:
+                    check_vision(spec.method, sees="vision_config" in config)
+            except SpecError as error:
+                raise ValueError(f"{where}: {error}") from error
         return self
 
     @model_validator(mode="after")

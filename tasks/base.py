@@ -247,7 +247,8 @@ def _chosen(source: Path, where: str, *, chat: bool) -> dict[str, Path]:
         raise SpecError(
             f"{where}: the tokenizer has no chat template; add {TEMPLATE} (Jinja) to a local copy of the model and use that"
         )
-    names = [_CONFIG, *_weights(source, where), *(name for name in _KEPT if (source / name).is_file())]
+    kept = [name for name in _KEPT if (source / name).is_file() and (sees(source) or name not in PROCESSOR_FILES[:3])]
+    names = [_CONFIG, *_weights(source, where), *kept]
     return {name: source / name for name in names}
 
 

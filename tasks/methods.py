@@ -448,9 +448,11 @@ VISION_METHODS = ("full", "lora", "qlora", "dora", "lora_plus", "rslora", "pissa
 """what trains a vision-language model"""
 
 
-def check_vision(method: AnyMethod) -> None:
-    """Raise SpecError if `method` cannot train a vision-language model."""
-    if method.name not in VISION_METHODS:
+def check_vision(method: AnyMethod, *, sees: bool) -> None:
+    """Raise SpecError if `method` cannot train a model that `sees` images, or one that does not."""
+    if not sees and getattr(method, "targets", None) == "all-linear+vision":
+        raise SpecError("targets all-linear+vision: the base sees no images; use all-linear")
+    if sees and method.name not in VISION_METHODS:
         raise SpecError(
             f"method {method.name}: a vision-language base is trained by {', '.join(VISION_METHODS)} only; use one of them, or a "
             "base of text alone"

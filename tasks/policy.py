@@ -91,6 +91,11 @@ class PolicyRecord(_Record):
         return names
 
 
+def sees_images(record: PolicyRecord) -> bool:
+    """Whether the base of a policy reads images beside text."""
+    return any(name in record.base.files for name in PROCESSOR_FILES[:2])
+
+
 def read_record(policy: Path) -> PolicyRecord:
     """The record of the policy or reward model in folder `policy`.  Raises DataError if it is not one."""
     path = policy / RECORD

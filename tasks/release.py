@@ -20,7 +20,7 @@ from tasks.core.spec import Json, Spec
 from tasks.core.store import Artifact
 from tasks.heads import FORMS, Head, read_head
 from tasks.judge import VERDICT_FILE
-from tasks.policy import ADAPTERS, MODEL, PolicyRecord, is_seq2seq, read_record
+from tasks.policy import ADAPTERS, MODEL, PolicyRecord, is_seq2seq, read_record, sees_images
 
 CARD = Path(__file__).parent / "templates" / "model_card.md.j2"
 RELEASE_FILE = "release.json"
@@ -142,6 +142,18 @@ def _writes_after_encoding(policy: Path, record: PolicyRecord) -> bool:
     return any(path.is_file() and _json(path).get("task_type") == "SEQ_2_SEQ_LM" for path in configs)
 
 
+def auto_class(record: PolicyRecord) -> str:
+    """The class of transformers that loads a whole model of this kind; an encoder-decoder policy apart."""
+    return "AutoModelForImageTextToText" if record.task == "policy" and sees_images(record) else AUTO_CLASSES[record.task]
+
+
+def _pipeline(record: PolicyRecord, *, seq2seq: bool) -> str:
+    """The hub's name of what the model does."""
+    if record.task == "policy" and sees_images(record):
+        return "image-text-to-text"
+    return "text2text-generation" if seq2seq else _PIPELINES[record.task]
+
+
 def _card(
     spec: ReleaseSpec,
     record: PolicyRecord,
@@ -164,7 +176,7 @@ def _card(
         "language": list(spec.languages),
         "datasets": list(spec.datasets),
         "library_name": "peft" if adapters else "transformers",
-        "pipeline_tag": "text2text-generation" if seq2seq else _PIPELINES[record.task],
+        "pipeline_tag": _pipeline(record, seq2seq=seq2seq),
         "tags": list(dict.fromkeys([*spec.tags, "alignflow", *stages, *(link.method for link in record.chain)])),
     }
     template = Environment(undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True)
@@ -179,7 +191,8 @@ def _card(
         gates=gate_markdown(verdict),
         verdict=verdict,
         head=head and AUTO_CLASSES[record.task],
-        auto="AutoModelForSeq2SeqLM" if seq2seq else AUTO_CLASSES["policy"],
+        auto="AutoModelForSeq2SeqLM" if seq2seq else auto_class(record) if record.task == "policy" else AUTO_CLASSES["policy"],
+        reader="AutoProcessor" if sees_images(record) else "AutoTokenizer",
         key_mapping=dict(head.key_mapping) if head else {},
         pipeline=front["pipeline_tag"],
         made=[_made(part) for part in traces["policy"].walk() if part.artifact.kind in _MADE],

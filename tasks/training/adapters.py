@@ -82,8 +82,7 @@ def start(policy: Path, spec: TrainSpec, run: Run, head: Head | None = None) -> 
         merged = bool(parent.adapters)
         how_held = {"merged": merged, "quantised": row.quantised, "trainable": not row.adapter}
         loaded = load(policy, run, task=task, seed=spec.seed, head=head, **how_held)
-        if loaded.processor is not None:
-            check_vision(spec.method)
+        check_vision(spec.method, sees=loaded.processor is not None)
         loaded = loaded.replace(builder.wrap(loaded, spec.method, task))
         name = f"{len(parent.adapters)}-{spec.stage}" if row.adapter else None
         how = how if row.adapter else "full"
@@ -124,7 +123,7 @@ def write_adapter(folder: Path, model: PeftModel, base: str, method: AnyMethod) 
     config["base_model_name_or_path"] = base
     for name in ("target_modules", "modules_to_save", "exclude_modules", "feedforward_modules"):
         if isinstance(config.get(name), list):
-            config[name] = sorted(config[name])  # sets, written in the order of their hashes
+            config[name] = sorted(set(config[name]))  # sets, written in the order of their hashes
     path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
     write_json(draft / METHOD, to_json(method))
     draft.rename(folder)

@@ -47,7 +47,7 @@ def vision_scorer(source: Path, **extra: Any) -> Any:  # noqa: ANN401
     model = vision_model(source, **extra)
     transformers_logging.set_verbosity(said)
     width = model.config.get_text_config().hidden_size
-    model.score = torch.nn.Linear(width, 1, bias=False, dtype=model.dtype)
+    model.score = torch.nn.Linear(width, 1, bias=False, dtype=model.dtype, device=model.device)
     torch.nn.init.normal_(model.score.weight, std=model.config.get_text_config().initializer_range)
     for path in sorted(source.glob("*.safetensors")):
         with safe_open(path, framework="pt") as file:
@@ -76,15 +76,9 @@ def seeing(model: Any) -> list[str]:  # noqa: ANN401
 
 
 def untrained(model: Any, targets: object) -> str | None:  # noqa: ANN401
-    """A pattern of the modules that adapters with these `targets` leave alone, None for a text model or if they leave none.
-
-    Raises SpecError for targets that name vision on a model that has none.
-    """
+    """A pattern of the modules that adapters with these `targets` leave alone, None for a text model or if they leave none."""
     parts = seeing(model)
-    everything = targets == "all-linear+vision"
-    if everything and not parts:
-        raise SpecError("targets all-linear+vision: the base sees no images; use all-linear")
-    if everything or not parts:
+    if targets == "all-linear+vision" or not parts:
         return None
     names = [f".{name}" for name, _ in model.named_modules() if name.startswith(tuple(f"{part}." for part in parts))]
     if not isinstance(targets, str) and not any(name.endswith(f".{target}") for name in names for target in cast(Any, targets)):
