@@ -57,8 +57,8 @@ def rows_of(head_kind: Any, rows: Sequence[dict[str, Any]], what: str) -> list[d
     if other:
         form, count = other.most_common(1)[0]
         raise DataError(
-            f"{what}: {count} of {len(rows)} rows are {form}, and {head_kind} learns from {FORMS[head_kind]}; give each source its "
-            "`schema`, or the task another kind"
+            f"{what}: {count} of {len(rows)} rows are {form}, and {head_kind} learns from {FORMS[head_kind]}; give each source "
+            "its `schema`, or the task another kind"
         )
     return list(rows)
 

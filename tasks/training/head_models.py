@@ -10,6 +10,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from peft import PeftModelForQuestionAnswering
+from peft.utils.other import ModulesToSaveWrapper
 from transformers import (
     AutoModelForQuestionAnswering,
     AutoModelForSequenceClassification,
@@ -46,6 +48,7 @@ def headed(source: Path, kind: HeadKind, labels: Sequence[str], **how: Any) -> A
         mapping = {rf"^{name}\.": f"{model.base_model_prefix}." for name in found if name != model.base_model_prefix}
         model, missing, _ = _loaded(source, kind, {**how, "key_mapping": mapping})
         setattr(model, _RENAMED, mapping)
+        vars(model).pop("_weight_conversions", None)  # or it would be saved under the names that do not load
     if lost := [name for name in missing if _in_body(model, name)]:
         raise SpecError(
             f"task {kind}: {len(lost)} weights of {model.config.model_type}, such as {lost[0]}, are not in the base's files and "
@@ -63,6 +66,25 @@ def fresh(model: Any) -> list[str]:  # noqa: ANN401
 def renamed(model: Any) -> dict[str, str]:  # noqa: ANN401
     """By which pattern the checkpoint's names became those of `model`."""
     return dict(getattr(model, _RENAMED, {}))
+
+
+def seeing_segments(model: Any) -> Any:  # noqa: ANN401  PEFT's models
+    """`model`, whose forward pass hands `token_type_ids` on: PEFT 0.21 leaves them out in question answering, merged or not.
+
+    Under a soft prompt they stay out, in training and in use.
+    """
+    if isinstance(model, PeftModelForQuestionAnswering) and not model.active_peft_config.is_prompt_learning:
+        model.forward = lambda **given: model.base_model(**given)  # pyright: ignore[reportAttributeAccessIssue]
+    return model
+
+
+def unwrapped(model: Any) -> Any:  # noqa: ANN401  transformers' models
+    """A merged `model` with its trained head in place: PEFT's layer-norm tuning leaves it wrapped, under names nobody loads."""
+    wrappers = [(name, module) for name, module in model.named_modules() if isinstance(module, ModulesToSaveWrapper)]
+    for name, module in wrappers:
+        parent, _, last = name.rpartition(".")
+        setattr(model.get_submodule(parent), last, module.modules_to_save["default"])
+    return model
 
 
 def padding(tokenizer: PreTrainedTokenizerBase) -> int:
@@ -87,6 +109,6 @@ def _in_body(model: Any, name: str) -> bool:  # noqa: ANN401
 
 
 def _module(model: Any, name: str) -> str:  # noqa: ANN401
-    """The module that a new weight belongs to: the head as a whole, or `bert.pooler`."""
-    first, _, rest = name.partition(".")
-    return f"{first}.{rest.partition('.')[0]}" if first == model.base_model_prefix else first
+    """The module that a new weight belongs to: the head as a whole, or `bert.pooler.dense`."""
+    first = name.partition(".")[0]
+    return name.rpartition(".")[0] if first == model.base_model_prefix else first

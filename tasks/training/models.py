@@ -37,7 +37,7 @@ from tasks.policy import (
     template_digest,
     tokenizer_digest,
 )
-from tasks.training.head_models import headed, padding
+from tasks.training.head_models import headed, padding, seeing_segments, unwrapped
 from tasks.training.methods.known import make_all_known
 from tasks.training.pooling import pool_by_mask
 from tasks.training.template import render
@@ -116,9 +116,9 @@ def load(
             raise SpecError(
                 f"{policy}: {len(folders)} adapters on a 4-bit base would have to be merged into it; add a merge stage"
             )
-        model = with_adapter(model, folder, None).merge_and_unload()
+        model = unwrapped(with_adapter(model, folder, None).merge_and_unload())
     if folders and not merged:
-        model = with_adapter(model, folders[-1], PEFT_TASKS[task], trainable=trainable)
+        model = seeing_segments(with_adapter(model, folders[-1], PEFT_TASKS[task], trainable=trainable))
     elif trainable:
         model.requires_grad_(True)
     if task != "policy":

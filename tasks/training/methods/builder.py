@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from peft import PeftModel, get_peft_model
 
-from tasks.training.head_models import fresh
+from tasks.training.head_models import fresh, seeing_segments
 from tasks.training.models import PEFT_TASKS, Loaded, peft_task_of
 
 
@@ -41,10 +41,10 @@ class Builder:
 
 def adapted(model: Any, config: Any) -> Any:  # noqa: ANN401  transformers and PEFT models
     """`model` under a fresh adapter of `config`, which also trains and keeps what is new in the model beside the usual heads."""
-    if new := fresh(model):
+    if new := fresh(model):  # also the heads that PEFT knows: in question answering it learns of them too late
         config.modules_to_save = sorted({*(config.modules_to_save or ()), *new})
     config.task_type = peft_task_of(model, config.task_type)
-    return get_peft_model(model, config)
+    return seeing_segments(get_peft_model(model, config))
 
 
 def peft(config: Callable[..., Any]) -> Callable[[Loaded, Any, str], Any]:
