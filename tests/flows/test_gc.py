@@ -32,9 +32,9 @@ def built(tmp_path):
     return shop.store, old, needed, stray
 
 
-def record(store, name, status, artifact=None):
+def record(store, name, status, artifact=None, flow="align"):
     steps = {"write": {"state": "Completed", "artifact": store.ref(artifact)}} if artifact else {}
-    fields = {"plan": {"name": "p"}, "status": status, **({"steps": steps} if steps else {})}
+    fields = {"plan": {"name": "p"}, "flow": flow, "status": status, **({"steps": steps} if steps else {})}
     (store.folder("runs") / f"{name}.json").write_text(json.dumps(fields))
 
 
@@ -47,6 +47,14 @@ def test_it_deletes_the_rest_and_keeps_the_last_whole_run_with_what_it_was_made_
     assert stray.path.exists()
     collect(store, dry_run=False, keep_days=0, json_output=True)
     assert [old.path.exists(), needed.path.exists(), stray.path.exists()] == [True, True, False]
+
+
+def test_a_comparison_of_a_plan_does_not_take_the_place_of_its_pipelines_last_run(built):
+    store, old, needed, stray = built
+    record(store, "1", "completed", needed)
+    record(store, "2", "completed", stray, flow="compare")
+    collect(store, dry_run=False, keep_days=0, json_output=True)
+    assert [old.path.exists(), needed.path.exists(), stray.path.exists()] == [True, True, True]
 
 
 def test_it_deletes_nothing_while_a_run_is_going_on(built):
