@@ -72,6 +72,17 @@ def plan_fields() -> str:
     return _table(["field", "default", "meaning"], [list(row) for row in _fields(schema, schema["$defs"], "")])
 
 
+def task_fields() -> str:
+    """Every field of the plan of a task head that other plans do not have, or have another way."""
+    from flows.plan import Plan
+    from flows.task_plan import TaskPlan
+
+    schema, known = TaskPlan.model_json_schema(), Plan.model_json_schema()
+    there = set(_fields(known, known["$defs"], ""))
+    rows = [row for row in _fields(schema, schema["$defs"], "") if row not in there]
+    return _table(["field", "default", "meaning"], [list(row) for row in rows])
+
+
 def _fields(at: Mapping[str, Any], definitions: Mapping[str, Any], where: str) -> Iterator[tuple[str, str, str]]:
     for name, field in at.get("properties", {}).items():
         path = f"{where}.{name}" if where else name

@@ -53,6 +53,7 @@ class TaskSpec(TrainSpec):
     kind: HeadKind
     """what the head is for"""
     learning_rate: PositiveFloat = Field(default_factory=lambda data: learning_rate("task", data["method"]))
+    """at the peak of the schedule; null: the method's default for task heads"""
     epochs: PositiveFloat = 3.0
     """passes over the data; the last batch is filled up from the next pass"""
     max_length: PositiveInt = 256

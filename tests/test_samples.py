@@ -2,6 +2,7 @@
 
 import json
 import re
+from collections import Counter
 from pathlib import Path
 
 SAMPLES = Path(__file__).parents[1] / "datasets" / "samples"
@@ -61,3 +62,13 @@ def test_continual_tasks_are_there_once_and_their_answers_are_right():
         sums = re.findall(r"(\d+) ([x+]) (\d+) = (\d+)", row["messages"][1]["content"])
         assert sums
         assert all(int(c) == (int(a) * int(b) if sign == "x" else int(a) + int(b)) for a, sign, b, c in sums)
+
+
+def test_labelled_messages_are_balanced_differ_and_keep_what_is_alike_together():
+    labelled = rows("labelled")
+    assert len(labelled) == len({row["id"] for row in labelled}) == len({plain(row["text"]) for row in labelled}) == 200
+    assert Counter(row["label"] for row in labelled) == dict.fromkeys(("delivery", "refund", "fault", "praise"), 50)
+    assert sum(bool(re.search(r"[\u4e00-\u9fff]", row["text"])) for row in labelled) == 24
+    by_group = {row["conversation"]: row["label"] for row in labelled}
+    assert all(by_group[row["conversation"]] == row["label"] for row in labelled)
+    assert len(by_group) == 4 * (22 + 6)
