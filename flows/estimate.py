@@ -88,6 +88,7 @@ class _Here:
     def __init__(self, plan: Plan, explain: Explain) -> None:
         self._plan, self._steps = plan, {step.name: step for step in explain.steps}
         self._shop = explain.workshop
+        self.device: Device
         self.device, self.limit = _machine(plan)
 
     # -- the model ----------------------------------------------------------------------------------------------

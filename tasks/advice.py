@@ -232,9 +232,9 @@ def own_results(comparisons: Iterable[Artifact], task: Task) -> dict[str, Reason
         record: dict[str, Any] = json.loads((artifact.path / "comparison.json").read_text(encoding="utf-8"))
         values: dict[str, float] = {}
         for row in record["rows"]:
-            cell = (row["cells"] or {}).get(column)
-            if cell and "value" in cell:
-                gain = sign * (cell["value"] - untrained)
+            cell: dict[str, Any] = row["cells"].get(column) or {}
+            if "value" in cell:
+                gain = sign * (float(cell["value"]) - untrained)
                 values[row["method"]["name"]] = max(gain, values.get(row["method"]["name"], gain))
         best = max(values.values(), default=0.0)
         if best <= 0:
@@ -340,7 +340,8 @@ def starting(need: Need, name: str) -> AnyMethod:
     fields: dict[str, Any] = {**plain.model_dump(), field: value}
     if field == "rank":
         fields["alpha"] = plain.alpha * value / plain.rank
-    return type(plain).model_validate(fields)
+    kind: Any = METHODS[name].spec
+    return kind.model_validate(fields)
 
 
 def fragment(advice: Advice) -> str:

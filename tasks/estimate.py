@@ -31,9 +31,9 @@ _HEAP_BLOCK = 32 * 2**20
 _HEAP_WASTE = 1.1
 """resident over requested bytes of smaller blocks that stay (measured: 1.05 to 1.26)"""
 _LOST = 1.75
-"""blocks of an output's size that a frozen layer's output, an update's and its scaled copy leave behind once they are added: torch
-asks for aligned memory, and glibc (measured: 2.36) then looks for more than a freed block of the same size can offer, so that
-they do not serve the next layer (measured: 1.4 to 1.9)"""
+"""blocks of an output's size that a frozen layer's output, an update's and its scaled copy leave behind once they are added:
+torch asks for aligned memory, and glibc (measured: 2.36) then looks for more than a freed block of the same size can offer, so
+that they do not serve the next layer (measured: 1.4 to 1.9)"""
 _NF4 = 0.5 + 1 / 64 + 4 / (64 * 256)
 """bytes per weight: 4 bits, a scale in 8 bits per 64 weights, a scale of scales per 256 of those"""
 _LOADING = 1.0
@@ -96,7 +96,9 @@ def weights(shape: Shape, *, device: Device, quantised: bool = False, whole: boo
     if not quantised:
         return shape.parameters * width
     inside = sum(linear.inputs * linear.outputs for linear in shape.linears())
-    return int(inside * _NF4) + (shape.parameters - inside) * width
+    # On a CPU the file stays mapped, and what was read of it resident, as long as the embedding in it is used where it lies.
+    mapped = shape.stored * inside // shape.parameters if device == "cpu" and shape.stored == 4 * shape.parameters else 0
+    return int(inside * _NF4) + (shape.parameters - inside) * width + mapped
 
 
 # -- activations ------------------------------------------------------------------------------------------------
@@ -164,21 +166,25 @@ _EXTRA: dict[str, Callable[[Shape, Any], Kept]] = {
 """what a method's own modules keep in a block"""
 
 
-def activations(shape: Shape, method: AnyMethod, work: Work) -> int:
+def activations(shape: Shape, method: AnyMethod, work: Work, stage: StageName = "sft") -> int:
     """Bytes kept from the forward pass until the backward pass has used them, and what a block needs while it is computed."""
     width = 4 if work.device == "cpu" else 2
     block = kept(shape, method, work)
     per_token = block.small + block.wide
-    # While a block is differentiated: gradients of the inner activations, of the residual stream and of what was read.
-    passing = work.tokens * width * (3 * shape.inner * shape.active + 3 * shape.hidden)
     whole = work.tokens * width * per_token + 4 * block.constant
-    if method.name == "head":
-        return _resident(passing, work, shape)
-    if not work.checkpointing or not METHODS[method.name].checkpointing:
+    if method.name == "head":  # nothing is kept; a block is computed and let go
+        return _resident(passing(shape, work.device, work.tokens), work, shape)
+    if not recomputes(method, work):
         lost = work.tokens * width * block.lost
         return _resident(shape.layers * whole, work, shape, lost=shape.layers * lost)
     boundaries = shape.layers * work.tokens * width * shape.hidden
-    return _resident(boundaries + whole + passing, work, shape, exact=True)
+    # The head is done before a block is computed again, so of the two only the larger counts.
+    return _resident(boundaries + max(0, whole - logits(shape, work, stage)), work, shape, exact=True)
+
+
+def recomputes(method: AnyMethod, work: Work) -> bool:
+    """Whether blocks are computed again in the backward pass."""
+    return work.checkpointing and METHODS[method.name].checkpointing
 
 
 def _resident(requested: float, work: Work, shape: Shape, *, lost: float = 0, exact: bool = False) -> int:
@@ -220,7 +226,7 @@ def training(shape: Shape, method: AnyMethod, stage: StageName, work: Work) -> M
     if work.device == "cuda" and not row.adapter:
         base += 2 * shape.parameters  # autocast keeps bfloat16 copies of float32 weights through a step
     head = logits(shape, work, stage)
-    held = activations(shape, method, work)
+    held = activations(shape, method, work, stage)
     gradients = 4 * count
     if not work.accumulated:  # gradients grow while activations shrink: only the larger counts
         gradients = max(0, gradients - held - head)

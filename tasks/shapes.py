@@ -7,7 +7,7 @@ import json
 import math
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple, cast
 
@@ -47,7 +47,7 @@ class Tensor(NamedTuple):
     bytes: int
 
     @property
-    def count(self) -> int:
+    def numbers(self) -> int:
         """Numbers in it."""
         return math.prod(self.shape)
 
@@ -94,7 +94,7 @@ class Shape:
     @property
     def parameters(self) -> int:
         """Numbers in the weights; a tied head is stored, and counted, once."""
-        return sum(tensor.count for tensor in self.tensors)
+        return sum(tensor.numbers for tensor in self.tensors)
 
     @property
     def stored(self) -> int:
@@ -129,7 +129,7 @@ class Shape:
 
     def count(self, wanted: Callable[[Tensor], bool]) -> int:
         """Numbers in the tensors for which `wanted` holds."""
-        return sum(tensor.count for tensor in self.tensors if wanted(tensor))
+        return sum(tensor.numbers for tensor in self.tensors if wanted(tensor))
 
     def _sides(self, shape: Sequence[int]) -> tuple[int, int]:
         return (shape[0], shape[1]) if self.family in _TRANSPOSED else (shape[1], shape[0])
@@ -161,7 +161,7 @@ class Shape:
         if tensors:
             return shape
         tied = bool(text.get("tie_word_embeddings", False))
-        return cls(**{**vars(shape), "tensors": tuple(_llama(shape, tied=tied))})
+        return replace(shape, tensors=tuple(_llama(shape, tied=tied)))
 
 
 def of_folder(folder: Path) -> Shape:

@@ -72,7 +72,7 @@ class Reader:
         from jinja2.sandbox import ImmutableSandboxedEnvironment
 
         environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"])
-        environment.globals["raise_exception"] = _refuse
+        environment.globals["raise_exception"] = _refuse  # pyright: ignore[reportArgumentType]
         try:
             return environment.from_string(self.template)
         except TemplateError as error:
@@ -86,8 +86,6 @@ def _refuse(message: str) -> None:
 def measured(reader: Reader, path: Path, stage: str, max_length: int) -> Tokens:
     """Tokens of the rows in the parquet file `path` as `stage` reads them, each text cut at `max_length`."""
     rows = read_rows(path)
-    if not rows:
-        return Tokens(0, 0.0, 0, "no rows")
     texts = _TEXTS[stage]
     by_length = sorted(rows, key=lambda row: -sum(len(str(value)) for value in row.values()))
     step = max(1, len(rows) // (SAMPLE - SAMPLE // 8))

@@ -221,7 +221,9 @@ def test_tokens_are_counted_as_the_stage_reads_them(bases, tmp_path):
         for a, b in zip(words[::2], words[1::2], strict=True)
     ]
     lengths = [len(tokenizer.apply_chat_template(row)["input_ids"]) for row in rows]
-    pq.write_table(pa.Table.from_pylist([{"messages": row} for row in rows]), tmp_path / "train.parquet")
+    pq.write_table(
+        pa.Table.from_pylist([{"id": str(i), "messages": row} for i, row in enumerate(rows)]), tmp_path / "train.parquet"
+    )
     found = measured(reader, tmp_path / "train.parquet", "sft", 1000)
     assert found == (10, sum(lengths) / 10, max(lengths), "curated data")
     assert measured(reader, tmp_path / "train.parquet", "sft", 20).mean == sum(min(20, n) for n in lengths) / 10

@@ -75,10 +75,11 @@ def estimate_bytes(model: Any, spec: TrainSpec, work: estimate.Work) -> int:  # 
 def shape_of(model: Any) -> Shape:  # noqa: ANN401
     """The shape of the base under `model`, whatever wraps it; 4-bit weights count as what they stand for."""
     tensors: list[Tensor] = []
-    for name, p in model.named_parameters():
+    base = model.get_base_model() if hasattr(model, "get_base_model") else model
+    for name, p in base.named_parameters():
         if _ADAPTERS.search(name):
             continue
-        plain = name.removeprefix("base_model.model.").replace(".base_layer", "").replace(".original_module", "")
+        plain = name.replace(".base_layer", "").replace(".original_module", "")
         state = getattr(p, "quant_state", None)
         sides = tuple(state.shape if state is not None else p.shape)
         tensors.append(Tensor(plain, sides, math.prod(sides) * (4 if state is not None else p.element_size())))
