@@ -142,6 +142,10 @@ class Encoder:
         """What the model is given beside the tokens: the pixels of each row's `pictures`."""
         return {}
 
+    def positions(self, model: Any, given: dict[str, Any]) -> Any:  # noqa: ANN401
+        """Positions of the tokens in `given`, what a forward pass gets; the last two axes are batch and sequence."""
+        return given["position_ids"]
+
 
 def encode_instructions(encoder: Encoder, rows: Sequence[dict[str, Any]], *, max_length: int) -> Encoded:
     """Rows of `input_ids` and `labels`, cut at `max_length` on the right."""

@@ -127,6 +127,7 @@ def speak(
     if soft_prompt(model):
         forward, given = model.get_base_model(), under_soft_prompt(model, ids_BT, mask_BT)
     given |= encoder.seen(ids_BT, pictures)
+    given["position_ids"] = encoder.positions(model, given)
     mask_BT, position_BT = given["attention_mask"], given["position_ids"]
     rows = list(range(len(prompts)))
     for step in range(new_tokens):
@@ -141,9 +142,9 @@ def speak(
         if len(alive) < len(rows):
             keep = torch.tensor(alive, device=next_B.device)
             cache.batch_select_indices(keep)
-            next_B, mask_BT, position_BT = next_B[keep], mask_BT[keep], position_BT[keep]
+            next_B, mask_BT, position_BT = next_B[keep], mask_BT[keep], position_BT[..., keep, :]
             rows = [rows[i] for i in alive]
-        position_BT = position_BT[:, -1:] + 1
+        position_BT = position_BT[..., -1:] + 1
         mask_BT = torch.cat([mask_BT, mask_BT.new_ones(len(rows), 1)], dim=1)
         given = {"input_ids": next_B[:, None], "attention_mask": mask_BT, "position_ids": position_BT, "past_key_values": cache}
 

@@ -90,6 +90,14 @@ class VisionEncoder(Encoder):
         where = {name: (ids_BT == self._image_id).long() for name in self._types}
         return {**{name: value.to(ids_BT.device) for name, value in pixels.items()}, **where}
 
+    def positions(self, model: Any, given: dict[str, Any]) -> torch.Tensor:  # noqa: ANN401
+        """Of a model that places an image's tokens in rows and columns (M-RoPE, arXiv:2409.12191): its own, (3, B, T)."""
+        body = (model.get_base_model() if hasattr(model, "get_base_model") else model).base_model
+        if "pixel_values" not in given or not hasattr(body, "get_rope_index"):
+            return given["position_ids"]
+        known = {name: value for name, value in given.items() if name not in ("position_ids", "pixel_values")}
+        return body.get_rope_index(**known)[0]
+
     def _image_marker(self) -> str:
         said = self.text([{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "?"}]}])
         names = ("boi_token", "image_token", "fake_image_token")
