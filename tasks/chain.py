@@ -11,7 +11,10 @@ from tasks.methods import METHODS, AnyMethod, StageName
 
 _AT_THE_START = ("dropout", "ratio", "init", "text", "encoder", "hidden")
 """fields that decide how weights start or learn, or what made them and is dropped"""
-_NO_BIASES = ("t5", "mt5", "umt5", "longt5", "switch_transformers", "mixtral")
+NO_BIASES = (
+    "cohere", "cohere2", "deepseek_v3", "exaone4", "gemma", "gemma2", "gemma3_text", "longt5", "mistral", "mixtral", "mpt", "mt5",
+    "olmo", "olmo2", "olmo3", "phi3", "qwen3", "stablelm", "switch_transformers", "t5", "umt5",
+)  # fmt: skip
 """families whose linear layers have no biases and whose config cannot say otherwise"""
 
 
@@ -63,7 +66,7 @@ def merges(method: AnyMethod, config: Mapping[str, Any] | None = None) -> bool:
 
 
 def _unmergeable(method: AnyMethod, config: Mapping[str, Any] | None) -> str | None:
-    if method.name == "bitfit" and config and config.get("model_type") in _NO_BIASES:
+    if method.name == "bitfit" and config and config.get("model_type") in NO_BIASES:
         return f"linear layers of {config['model_type']} have no biases, and its config has no switch for them"
     return METHODS[method.name].keeps if METHODS[method.name].merges_into is None else None
 

@@ -7,17 +7,21 @@ import pytest
 import tiny
 import torch
 from bitsandbytes.nn.modules import Linear4bit
+from peft import get_peft_model
 from safetensors.torch import load_file
 from small_models import HIDDEN, INNER, LAYERS, WORDS, build, inputs, logits, steps, tensors, trainable, wrap
 from transformers import (
+    AutoConfig,
     AutoModelForCausalLM,
     AutoModelForMaskedLM,
+    AutoModelForSeq2SeqLM,
     MambaConfig,
     MambaForCausalLM,
     XLNetConfig,
     XLNetLMHeadModel,
 )
 
+from tasks.chain import NO_BIASES
 from tasks.core.contract import Execution, Run
 from tasks.core.errors import SpecError
 from tasks.core.files import tree
@@ -238,3 +242,17 @@ def test_a_resumed_run_leaves_the_bytes_of_the_unbroken_one(train, sft_policies,
     resumed, metrics = train(job, spec(job), policy, work=tmp_path, checkpoint_every=2)
     assert metrics["resumed_at_step"] == 2
     assert [(f.name, f.read_bytes()) for f in tree(resumed)] == [(f.name, f.read_bytes()) for f in tree(whole)]
+
+
+@pytest.mark.parametrize("family", NO_BIASES)
+def test_a_family_that_plans_take_for_one_without_biases_is_one(family):
+    config = AutoConfig.for_model(family)
+    for name in {"num_hidden_layers", "num_layers", "n_layers", "num_decoder_layers"} & set(config.to_dict()):
+        setattr(config, name, 2)
+    if getattr(config, "layer_types", None):
+        config.layer_types = config.layer_types[:2]
+    kind = AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
+    with torch.device("meta"):
+        model = get_peft_model(kind.from_config(config), BitFitConfig(target_modules=places(kind.from_config(config))))
+        with pytest.raises(SpecError, match="has no switch for the biases"):
+            switches(model.base_model.model)

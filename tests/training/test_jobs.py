@@ -198,3 +198,8 @@ def test_divergence_is_an_error(train):
 def test_dropping_too_many_rows_is_an_error(train):
     with pytest.raises(DataError, match=r"left out|none of 32"):
         train("sft", spec("sft", "lora", max_length=20))
+
+
+def test_targets_that_the_model_has_not_are_refused_with_those_it_has(train):
+    with pytest.raises(SpecError, match=r"targets \{'query'\}: llama has no such modules; .* called down_proj, .*, v_proj"):
+        train("sft", spec("sft", {"name": "lora", "targets": ["query"]}))

@@ -9,7 +9,9 @@ from typing import Any
 
 import torch
 from peft import PeftModel, get_peft_model
+from peft.utils.error import NoMatchingPeftModuleError
 
+from tasks.core.errors import SpecError
 from tasks.training.head_models import fresh, seeing_segments
 from tasks.training.models import PEFT_TASKS, Loaded, peft_task_of
 
@@ -44,7 +46,16 @@ def adapted(model: Any, config: Any) -> Any:  # noqa: ANN401  transformers and P
     if new := fresh(model):  # also the heads that PEFT knows: in question answering it learns of them too late
         config.modules_to_save = sorted({*(config.modules_to_save or ()), *new})
     config.task_type = peft_task_of(model, config.task_type)
-    return seeing_segments(get_peft_model(model, config))
+    try:
+        return seeing_segments(get_peft_model(model, config))
+    except NoMatchingPeftModuleError as error:
+        linear = sorted(
+            {name.rpartition(".")[2] for name, module in model.named_modules() if isinstance(module, torch.nn.Linear)}
+        )
+        raise SpecError(
+            f"targets {config.target_modules!r}: {model.config.model_type} has no such modules; its linear layers are called "
+            f"{', '.join(linear)}"
+        ) from error
 
 
 def peft(config: Callable[..., Any]) -> Callable[[Loaded, Any, str], Any]:
