@@ -63,7 +63,8 @@ def _row(adapter: Adapter) -> list[str]:
     on = adapter.base if adapter.on == "base" else f"{adapter.base} ({adapter.on})"
     stage = adapter.stage if adapter.kind == "policy" else f"{adapter.stage} (reward model)"
     size = f"{adapter.bytes / 2**20:.1f} MiB"
-    return [adapter.key[:12], on, stage, adapter.method, shape, f"{trained:,}", size, adapter.data or "-", adapter.made_by or "-"]
+    run = (adapter.made_by or "-").partition("(")[2].rstrip(")") or "-"
+    return [adapter.key[:12], on, stage, adapter.method, shape, f"{trained:,}", size, adapter.data or "-", run]
 
 
 def policy_named(store: Store, name: str) -> Artifact:

@@ -28,7 +28,7 @@ from tasks.continual import (
     TEXT_FILE,
     read_forgetting,
 )
-from tasks.continual_report import table
+from tasks.continual_report import averages, table
 from tasks.core.errors import SpecError
 from tasks.core.store import Artifact
 from tasks.curate import INSTRUCTIONS
@@ -103,6 +103,7 @@ def _show(artifact: Artifact, result: str, seconds: float, *, json_output: bool)
     console = out()
     console.print()
     console.print(table(record))
+    console.print("\n".join(["(perplexity over that just after the task was learned; above 1 is forgetting)", *averages(record)]))
     console.print(
         f"[bold green]{result}[/]: forgetting {artifact.key[:12]}, in {duration(seconds)}; with its heat map: {files[PLOT_FILE]}"
     )

@@ -48,13 +48,11 @@ def markdown(record: Mapping[str, Any]) -> str:
 
 
 def table(record: Mapping[str, Any]) -> "Table":
-    """For a terminal: the matrix, learned entries in bold, forgotten ones in red."""
+    """For a terminal: the matrix, just learned in bold, forgotten in red; in brackets perplexity over just after learning."""
     from rich.table import Table
     from rich.text import Text
 
-    made = Table(
-        title="nats per answer token on held-out data (perplexity over just after learning)", title_justify="left", box=None
-    )
+    made = Table(title="Nats per token, held out", title_justify="left", box=None)
     made.add_column("")
     for name in record["tasks"]:
         made.add_column(name, justify="right")
@@ -67,9 +65,12 @@ def table(record: Mapping[str, Any]) -> "Table":
                 Text(f"{cell['value']:.3f}" + (f" ({cell['ratio']['value']:.2f})" if cell["ratio"] else ""), style=style)
             )
         made.add_row(name, *shown)
-    for name, value in record["averages"].items():
-        made.add_row(_TITLES[name], _estimate(value), *[""] * (len(record["tasks"]) - 1))
     return made
+
+
+def averages(record: Mapping[str, Any]) -> list[str]:
+    """The averages with their intervals, a line each."""
+    return [f"{_TITLES[name]:<20}{_estimate(value)}" for name, value in record["averages"].items()]
 
 
 def draw(record: Mapping[str, Any], path: Path) -> None:
@@ -92,7 +93,7 @@ def draw(record: Mapping[str, Any], path: Path) -> None:
             ink = "white" if abs(above[i][j]) > 0.6 * reach else "black"
             axes.text(j, i, f"{cell['value']:.2f}", ha="center", va="center", color=ink, fontsize=9)
             if i == j + 1:
-                axes.add_patch(Rectangle((j - 0.5, i - 0.5), 1, 1, fill=False, edgecolor="black", linewidth=2))
+                axes.add_patch(Rectangle((j - 0.5, i - 0.5), 1, 1, fill=False, edgecolor="black", linewidth=2, clip_on=False))
     axes.set_xticks(range(len(tasks)), tasks, color=_INK)
     axes.set_yticks(range(len(rows)), rows, color=_INK)
     axes.tick_params(colors=_INK, length=0)

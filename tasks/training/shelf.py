@@ -7,7 +7,7 @@ type live beside each other.  One rule: nothing here writes into a weight.
 
 import copy
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -49,7 +49,8 @@ class Shelf:
     def add(self, name: str, policy: Path) -> Held:
         """Load the policy in folder `policy` as `name`, over weights that are here if they are the ones it was trained on.
 
-        A second time is no work.  Raises DataError for a name that another policy has, and for a reward model, and what `models.load` raises.
+        A second time is no work.  Raises DataError for a name that another policy has and for a reward model, and what
+        `models.load` raises.
         """
         if name in self.held and self.held[name].policy == policy:
             return self.held[name]
@@ -63,11 +64,12 @@ class Shelf:
         folders = [policy / ADAPTERS / folder for folder in record.adapters]
         if stacked(folders) and not record.quantization:
             body = self._body(policy, record)
-            loaded = body.replace(_with_all(twin(body.model), folders).to(body.device))
+            loaded = replace(body, model=_with_all(twin(body.model), folders).to(body.device), record=record)
         elif len(folders) < 2:
             body = self._body(policy, record)
             model = twin(body.model)
-            loaded = body.replace(with_adapter(model, folders[0], PEFT_TASKS["policy"]) if folders else model)
+            model = with_adapter(model, folders[0], PEFT_TASKS["policy"]) if folders else model
+            loaded = replace(body, model=model, record=record)
             loaded.model.to(body.device) if not record.quantization else None
         else:  # what lies below the last adapter is merged into weights that are then nobody else's
             self.run.log(f"{name}: {' on '.join(reversed(record.adapters))} cannot be added up, so it gets weights of its own")

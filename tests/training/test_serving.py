@@ -30,7 +30,7 @@ def engine(shop, sft_policies):
     with Engine(shop.models, Execution(device="cpu", threads=1)) as engine:
         loaded = [engine.load(name, sft_policies(name)) for name in NAMES]
         assert [item.shares for item in loaded] == [False, True, True]
-        assert loaded[0].chain == ["sft lora"]
+        assert [item.chain for item in loaded] == [[f"sft {name}"] for name in NAMES]
         yield engine
 
 

@@ -40,6 +40,7 @@ def test_adapters_of_all_types_live_on_one_copy_of_the_base_and_answer_as_alone(
     for name in APART:
         shelf.add(name, sft_policies(name))
     assert [held.shares for held in shelf.held.values()] == [False] + [True] * (len(APART) - 1)
+    assert [[link.method for link in held.loaded.record.chain] for held in shelf.held.values()] == [[name] for name in APART]
     base = {p.data_ptr() for p in shelf.plain().loaded.model.parameters()}
     for name in reversed(APART):  # after all the others were loaded
         model = shelf.held[name].loaded.model
