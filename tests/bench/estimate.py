@@ -86,7 +86,8 @@ def main(first: int, last: int) -> None:
 
     known: dict[str, Any] = json.loads(RESULTS.read_text()) if RESULTS.is_file() else {}
     cache = Path(os.environ.get("ALIGN_BENCH_MODELS") or tempfile.mkdtemp())
-    print("| model | stage | method | tokens x rows | checkpointing | estimate | measured | error |\n|---|---|---|---|---|---|---|---|")
+    columns = ("model", "stage", "method", "tokens x rows", "checkpointing", "estimate", "measured", "error")
+    print(f"| {' | '.join(columns)} |\n|{'---|' * len(columns)}")  # noqa: T201
     for size, stage, method, longest, rows, checkpointing in CASES[first:last]:
         policy, folder, models = base(size, cache)
         asked = spec(stage, method)
@@ -101,11 +102,9 @@ def main(first: int, last: int) -> None:
             RESULTS.write_text(json.dumps(known, indent=1))
         peak = known[name]["peak"]
         label = method["name"] + (f" r{method['rank']}" if "rank" in method else "")
-        print(
-            f"| {size} | {stage} | {label} | {longest} x {rows} | {'on' if checkpointing else 'off'} | {need.total / 1e9:.2f} GB | "
-            f"{peak / 1e9:.2f} GB | {100 * (need.total / peak - 1):+.0f} % |",
-            flush=True,
-        )
+        cells = [size, stage, label, f"{longest} x {rows}", "on" if checkpointing else "off", f"{need.total / 1e9:.2f} GB"]
+        cells += [f"{peak / 1e9:.2f} GB", f"{100 * (need.total / peak - 1):+.0f} %"]
+        print(f"| {' | '.join(cells)} |", flush=True)  # noqa: T201
 
 
 if __name__ == "__main__":
