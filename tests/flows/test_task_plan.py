@@ -80,7 +80,12 @@ model: {base: ./encoder}
 data:
   examples: {sources: [rows.jsonl], heldout: 0.4}
 task:
-  {kind: token_classification, method: {name: lora, rank: 4}, max_steps: 30, global_batch: 16, learning_rate: 0.02, max_length: 64}
+  kind: token_classification
+  method: {name: lora, rank: 4}
+  max_steps: 30
+  global_batch: 16
+  learning_rate: 0.02
+  max_length: 64
 gates:
   - {metric: tag_accuracy, at_least: 0.0, against: majority}
   - {metric: entity_f1, at_least: 0.5}
@@ -141,7 +146,7 @@ def test_the_exported_folder_is_a_model_that_plain_transformers_tags_with(made, 
     front = yaml.safe_load(card.split("---")[1])
     assert (front["pipeline_tag"], front["library_name"]) == ("token-classification", "transformers")
     assert "AutoModelForTokenClassification" in card
-    assert "chat" not in card
+    assert "apply_chat_template" not in card
     found = pipeline("token-classification", model=str(tmp_path / "out"))("the red dog says no")
     assert [(entity["word"], entity["entity"]) for entity in found if entity["entity"] != "O"] == [
         ("red", "B-COL"),
