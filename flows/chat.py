@@ -126,7 +126,7 @@ def talk(
         policy = finder(name)  # says what is wrong before a process is started
         for other in adapters:
             finder(other)
-        console.print(Text(f"starting, with {name} from {policy}", style="dim"))
+        console.print(Text(f"starting with {name} (policy {policy.name[:12]})", style="dim"))
         with Engine(run.models, execution) as engine:
             chat = Chat(
                 engine,
