@@ -23,6 +23,7 @@ from tasks.methods import METHODS
 from tasks.policy import read_record
 from tasks.train import DpoSpec, RewardSpec, SftSpec
 from tasks.training.__main__ import HARMLESS
+from tasks.training.adapters import start
 from tasks.training.methods.table import BUILDERS
 from tasks.training.models import load
 
@@ -285,3 +286,28 @@ def test_gradient_checkpointing_changes_nothing(matrix, tmp_path, method):
     kind = "mixtral" if method.startswith("moe") else "llama"
     out, _ = matrix.run("sft", matrix.spec("sft", method), matrix.base(kind), tmp_path, gradient_checkpointing=True)
     assert (logits(matrix.load(out)) - logits(matrix.load(matrix.trained(kind, method).out))).abs().max() < 1e-4
+
+
+@pytest.mark.parametrize("method", ["dora", "pissa", "olora", "loftq"])
+def test_fused_experts_take_a_plain_update_only_and_the_rest_of_the_model_any(matrix, tmp_path, method):
+    with pytest.raises(SpecError, match="holds its experts as fused tensors"):
+        matrix.run("sft", matrix.spec("sft", method), matrix.base("mixtral"), tmp_path)
+    named = {**tiny.METHOD[method], "targets": ["q_proj", "v_proj"]}
+    given = {"method": named, "max_steps": 4, "global_batch": 8, "learning_rate": 1e-2, "warmup": 0}
+    _, metrics = matrix.run("sft", SftSpec.model_validate(given), matrix.base("mixtral"), tmp_path)
+    assert metrics["last_loss"] < metrics["first_loss"]
+
+
+@pytest.mark.parametrize("kind", ["llama", "gpt2"])
+def test_loftq_starts_nearer_to_the_unquantised_model_than_qlora(matrix, tmp_path, kind):
+    """What the method is for; measured on the logits before the first step."""
+    base, far = logits(matrix.load(matrix.base(kind))), {}
+    for method in ("qlora", "loftq"):
+        begin = start(matrix.base(kind), matrix.spec("sft", method), Run(tmp_path, matrix.models, Execution(device="cpu")))
+        far[method] = float((logits(begin.model) - base).abs().mean())
+    assert far["loftq"] < 0.9 * far["qlora"]
+
+
+def test_olora_is_refused_where_weights_are_stored_transposed(matrix, tmp_path):
+    with pytest.raises(SpecError, match="gpt2 stores its weights transposed, .* use pissa"):
+        matrix.run("sft", matrix.spec("sft", "olora"), matrix.base("gpt2"), tmp_path)

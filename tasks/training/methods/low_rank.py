@@ -18,12 +18,14 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from transformers.pytorch_utils import Conv1D
 
-from tasks.core.errors import DataError
+from tasks.core.errors import DataError, SpecError
 from tasks.methods import LoraPlus, RsLora
 from tasks.training.methods.builder import Builder, adapted, peft, write_peft
 from tasks.training.models import PEFT_TASKS, WEIGHTS, Loaded
 from tasks.training.vision_models import untrained
 
+_WEIGHTS_ONLY = ("dora", "pissa", "olora", "loftq")
+"""methods that look into a weight, and so need it as a matrix"""
 _START = "alignflow_start"
 """attribute of a model whose base was changed by the start: parameter name -> its value at the start"""
 
@@ -31,6 +33,11 @@ _START = "alignflow_start"
 def config(model: Any, method: Any, task_type: str, **more: Any) -> LoraConfig:  # noqa: ANN401
     """PEFT's configuration of `method`."""
     targets = "all-linear" if isinstance(method.targets, str) else list(method.targets)
+    if targets == "all-linear" and method.name in _WEIGHTS_ONLY and _fused_experts(model):
+        raise SpecError(
+            f"method {method.name}: {model.config.model_type} holds its experts as fused tensors, which take a plain update; "
+            "name targets such as [q_proj, v_proj], or use lora"
+        )
     return LoraConfig(
         r=method.rank,
         lora_alpha=method.alpha,
@@ -46,10 +53,19 @@ def config(model: Any, method: Any, task_type: str, **more: Any) -> LoraConfig: 
     )
 
 
+def _fused_experts(model: Any) -> bool:  # noqa: ANN401
+    return any(p.dim() == 3 and ".experts." in name for name, p in model.named_parameters())
+
+
 def _started(init: str) -> Any:  # noqa: ANN401
     """A `wrap` whose adapters start as `init` and are taken out of the base."""
 
     def wrap(loaded: Loaded, method: Any, task: str) -> Any:  # noqa: ANN401
+        if init == "olora" and any(isinstance(module, Conv1D) for module in loaded.model.modules()):
+            raise SpecError(
+                f"method olora: {loaded.model.config.model_type} stores its weights transposed, which PEFT's QR start does not know; "
+                "use pissa"
+            )
         model = adapted(loaded.model, config(loaded.model, method, PEFT_TASKS[task], init_lora_weights=init))
         setattr(model.peft_config["default"], "init_lora_weights", True)  # noqa: B010  a second adapter must not take anything out again
         start = {name: p.detach().clone() for name, p in model.named_parameters() if ".lora_" in name}
@@ -97,7 +113,9 @@ def _loftq(loaded: Loaded, method: Any, task: str) -> Any:  # noqa: ANN401
         if not hasattr(quantised, "quant_state"):
             continue  # a layer that the model's family keeps in full precision, such as T5's wo, lost nothing
         held = dequantize_4bit(quantised.data, quantised.quant_state).float()
-        lost = originals.get(name.removeprefix("base_model.model.") + ".weight").to(held) - held
+        original = originals.get(name.removeprefix("base_model.model.") + ".weight").to(held)
+        sides = [side - held for side in (original, original.T) if side.shape == held.shape]  # GPT-2 stores weights transposed
+        lost = min(sides, key=lambda side: float(side.norm()))
         u, s, v = torch.linalg.svd(lost, full_matrices=False)
         root = (s[: method.rank] / layer.scaling["default"]).sqrt()
         layer.lora_A["default"].weight.data.copy_(root[:, None] * v[: method.rank])
