@@ -42,7 +42,8 @@ class Seq2SeqEncoder(Encoder):
                 "and ends (eos_token of its tokenizer); add them to a local copy of the model"
             )
         self.start = int(start)
-        self.pad = loaded.tokenizer.pad_token_id if loaded.tokenizer.pad_token_id is not None else self.start
+        pad: Any = loaded.tokenizer.pad_token_id
+        self.pad = self.start if pad is None else int(pad)
         self._templated = loaded.tokenizer.chat_template is not None
         self._parts = self._templated and wants_parts(loaded.tokenizer)
 
@@ -105,9 +106,11 @@ def speak(
     quiet: Collection[int] = (),
 ) -> Iterator[list[tuple[int, int]]]:
     """As `generate.speak`: the next (row, token) of every row that still speaks, step by step."""
+    states: Any
     states, mask_BT = read(model, *padded(prompts, encoder.pad, model.device))
     next_B1 = torch.full((len(prompts), 1), encoder.start, device=mask_BT.device)
-    writer, cache, rows = below(model), None, list(range(len(prompts)))
+    writer, rows = below(model), list(range(len(prompts)))
+    cache: Any = None
     for step in range(new_tokens):
         output = writer(
             encoder_outputs=states, attention_mask=mask_BT, decoder_input_ids=next_B1, past_key_values=cache, use_cache=True
