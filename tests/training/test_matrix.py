@@ -309,5 +309,5 @@ def test_loftq_starts_nearer_to_the_unquantised_model_than_qlora(matrix, tmp_pat
 
 
 def test_olora_is_refused_where_weights_are_stored_transposed(matrix, tmp_path):
-    with pytest.raises(SpecError, match="gpt2 stores its weights transposed, .* use pissa"):
+    with pytest.raises(SpecError, match=r"gpt2 stores its weights transposed, .* use pissa"):
         matrix.run("sft", matrix.spec("sft", "olora"), matrix.base("gpt2"), tmp_path)

@@ -63,8 +63,8 @@ def _started(init: str) -> Any:  # noqa: ANN401
     def wrap(loaded: Loaded, method: Any, task: str) -> Any:  # noqa: ANN401
         if init == "olora" and any(isinstance(module, Conv1D) for module in loaded.model.modules()):
             raise SpecError(
-                f"method olora: {loaded.model.config.model_type} stores its weights transposed, which PEFT's QR start does not know; "
-                "use pissa"
+                f"method olora: {loaded.model.config.model_type} stores its weights transposed, and PEFT's QR start cannot read "
+                "them; use pissa"
             )
         model = adapted(loaded.model, config(loaded.model, method, PEFT_TASKS[task], init_lora_weights=init))
         setattr(model.peft_config["default"], "init_lora_weights", True)  # noqa: B010  a second adapter must not take anything out again
