@@ -30,7 +30,7 @@ class Gate(Spec):
     at_most: float | None = None
     """the metric must not be above this"""
     against: Against | None = None
-    """whom the candidate is compared with: parent (what DPO started from; the default of a comparison) or base"""
+    """whom the candidate is compared with: parent (what DPO, or SFT alone, started from; the default of a comparison) or base"""
     level: float = Field(default=0.95, gt=0.5, lt=1)
     """coverage of all gates' intervals together, as if every gate had this level"""
     note: str = ""
