@@ -405,7 +405,7 @@ METHODS: dict[str, MethodRow] = {
     ),
     "bitfit": MethodRow(
         BitFit,
-        "the biases; below 0.1 % of the weights",
+        "the biases; about 0.1 % of the weights",
         "arXiv:2106.10199",
         _rates(1e-3),
         merges_into="base",
