@@ -277,10 +277,14 @@ def trained(shape: Shape, method: Spec, stage: StageName = "sft") -> int:
     return _TRAINED[name](shape, method) + (shape.hidden if stage == "reward" else 0)
 
 
+_SEES = re.compile(r"(^|\.)(vision_tower|vision_model|visual|multi_modal_projector|connector)\.")
+"""the part of a vision-language model that images go through first"""
+
+
 def targets(shape: Shape, method: Any) -> list[Linear]:  # noqa: ANN401  a low-rank method
-    """The linear layers that get an update."""
-    layers = shape.plain_linears()
-    if method.targets == "all-linear":
+    """The linear layers that get an update; those that see only where they are asked for."""
+    layers = [one for one in shape.plain_linears() if method.targets == "all-linear+vision" or not _SEES.search(one.name)]
+    if isinstance(method.targets, str):
         return layers
     return [layer for layer in layers if layer.name.rpartition(".")[2] in method.targets or layer.name in method.targets]
 
@@ -288,7 +292,7 @@ def targets(shape: Shape, method: Any) -> list[Linear]:  # noqa: ANN401  a low-r
 def _low_rank(shape: Shape, method: Any) -> int:  # noqa: ANN401
     found = targets(shape, method)
     magnitudes = sum(layer.outputs for layer in found) if method.name == "dora" else 0
-    experts = _stacked(shape, method.rank) if method.targets == "all-linear" else 0
+    experts = _stacked(shape, method.rank) if isinstance(method.targets, str) else 0
     return sum(method.rank * (layer.inputs + layer.outputs) for layer in found) + magnitudes + experts
 
 

@@ -19,6 +19,7 @@ from tasks.generate import AnswersSpec
 from tasks.measure import RewardsSpec, ScoresSpec
 from tasks.merge import MergeSpec
 from tasks.methods import METHODS, VISION_METHODS
+from tasks.shapes import of_folder, trained
 from tasks.tables import read_rows
 from tasks.train import DpoSpec, RewardSpec, SftSpec
 from tasks.training.adapters import start
@@ -111,6 +112,13 @@ def test_targets_that_name_modules_mean_those_of_the_language_model(studio):
     changed = moved(studio, out)
     assert len(changed) == 2  # layers
     assert all(name.endswith("q_proj.weight") and not name.startswith(eyes) for name in changed)
+
+
+@pytest.mark.parametrize("targets", ["all-linear", "all-linear+vision", ["q_proj"]])
+def test_the_estimate_counts_what_is_trained(studio, targets):
+    asked_for = spec("sft", {"name": "lora", "rank": 4, "targets": targets}, max_steps=1)
+    _, metrics = studio.run("sft", asked_for, data=studio.instructions)
+    assert trained(of_folder(studio.source), asked_for.method) == metrics["trainable_parameters"]
 
 
 @pytest.mark.parametrize("method", [{"name": "lora", "rank": 4, "targets": "all-linear+vision"}, {"name": "full"}])
