@@ -93,7 +93,9 @@ def test_a_stage_starts_exactly_at_the_policy_or_is_refused(quantised, last, met
 
 def test_what_cannot_be_merged_is_refused_with_the_reason_and_what_to_use():
     check_merge(Lora(), Full())
-    with pytest.raises(SpecError, match=r"prefix_tuning cannot be merged: its keys and values .* or use one of full, lora, qlora"):
+    with pytest.raises(
+        SpecError, match=r"prefix_tuning cannot be merged: its keys and values .* or use one of full, lora, qlora"
+    ):
         check_merge(PrefixTuning())
 
 

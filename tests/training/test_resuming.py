@@ -52,9 +52,7 @@ def checkpoint(train, tmp_path_factory):
     return work / "checkpoints" / "checkpoint-2"
 
 
-@pytest.mark.parametrize(
-    "name", ["trained.safetensors", "optimizer.pt", "scheduler.pt", "rng_state.pth", "trainer_state.json"]
-)
+@pytest.mark.parametrize("name", ["trained.safetensors", "optimizer.pt", "scheduler.pt", "rng_state.pth", "trainer_state.json"])
 @pytest.mark.parametrize("how", ["missing", "cut"])
 def test_a_torn_checkpoint_is_passed_over(checkpoint, tmp_path, name, how):
     root = tmp_path / "checkpoints"
