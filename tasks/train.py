@@ -1,4 +1,4 @@
-"""The training stages: pre-training, supervised fine-tuning, reward model, DPO.  Specs and Stage objects; a child does the work."""
+"""The training stages: pre-training, supervised fine-tuning, reward model, DPO.  Specs and stages; a child does the work."""
 
 from functools import partial
 from typing import Annotated, Any, ClassVar, Literal

@@ -21,7 +21,8 @@ from tasks.core.launch import EVENT
 from tasks.core.secrets import redact
 
 JOBS = (
-    "pretrain", "sft", "reward", "dpo", "heads", "merge", "compose", "generate", "score", "rewards", "metrics", "predict", "profile",
+    "pretrain", "sft", "reward", "dpo", "heads", "merge", "compose",
+    "generate", "score", "rewards", "metrics", "predict", "profile",
 )  # fmt: skip
 
 HARMLESS = ("Unsupported layer type .*Norm", "The following (rank|alpha)_pattern keys did not match")
