@@ -27,7 +27,8 @@ from tasks.policy import ADAPTERS, Link, PolicyRecord, read_record
 from tasks.training.adapters import METHOD, Start, write_payload
 from tasks.training.data import Encoder
 from tasks.training.merge import Distance, logits_of, rounded
-from tasks.training.models import PEFT_TASKS, WEIGHTS, Loaded, bare, checked_source, torch_device, with_adapter
+from tasks.training.models import PEFT_TASKS, WEIGHTS, Loaded, bare, checked_source, peft_task_of, torch_device, with_adapter
+from tasks.training.vision import encoder_for
 
 COMPOSED = "compose.json"
 PROBES = (
@@ -55,7 +56,7 @@ def run(spec: ComposeSpec, inputs: Inputs, out: Path, run: Run) -> Metrics:
         names, list(spec.weights), "default", combination_type=spec.how, svd_rank=spec.rank, density=spec.density,
         majority_sign_method=spec.sign,
     )  # fmt: skip
-    certificate = _certificate(spec, model, names, Encoder(loaded.tokenizer, loaded.model))
+    certificate = _certificate(spec, model, names, encoder_for(loaded, model=loaded.model))
     run.log(f"composed {len(names)} adapters by {spec.how}: largest logit distance {certificate['max_logit_distance']}")
     made = model.peft_config["default"]
     method = (Qlora if record.quantization else Lora)(rank=made.r, alpha=float(made.lora_alpha), targets=_targets(policies, made))
@@ -85,7 +86,7 @@ def _with_parts(model: Any, policies: list[Path], names: list[str]) -> Any:  # n
     wrapped: Any = None
     for policy, name in zip(policies, names, strict=True):
         folder = policy / ADAPTERS / read_record(policy).adapters[-1]
-        config = _plain(PeftConfig.from_pretrained(str(folder)))
+        config = _plain(PeftConfig.from_pretrained(str(folder)), model)
         if wrapped is None:
             wrapped = get_peft_model(model, config, adapter_name=name)
         else:
@@ -94,13 +95,13 @@ def _with_parts(model: Any, policies: list[Path], names: list[str]) -> Any:  # n
     return wrapped.requires_grad_(False).eval()
 
 
-def _plain(config: PeftConfig) -> LoraConfig:
+def _plain(config: PeftConfig, model: Any) -> LoraConfig:  # noqa: ANN401
     """The same adapter scaled by alpha / rank: PEFT keeps rsLoRA's rule for what it composes, but not rsLoRA's alpha."""
     assert isinstance(config, LoraConfig)
     if config.use_rslora:
         config.lora_alpha = config.lora_alpha * math.sqrt(config.r)  # pyright: ignore[reportAttributeAccessIssue]
         config.use_rslora = False
-    config.task_type = PEFT_TASKS["policy"]  # pyright: ignore[reportAttributeAccessIssue]
+    config.task_type = peft_task_of(model, PEFT_TASKS["policy"])  # pyright: ignore[reportAttributeAccessIssue]
     config.base_model_name_or_path = None
     config.inference_mode = True
     config.lora_dropout = 0.0
@@ -111,17 +112,17 @@ def _certificate(spec: ComposeSpec, model: Any, names: list[str], encoder: Encod
     """How far the composed adapter is from the sum.  Raises AlignError where `cat`, which is that sum, is not."""
     texts = [encoder.prompt([{"role": "user", "content": text}]) for text in PROBES]
     with model.disable_adapter():
-        without = [logits_of(model, ids) for ids in texts]
+        without = [logits_of(model, ids, encoder) for ids in texts]
     model.base_model.set_adapter(names)
     layers = [module for module in model.modules() if isinstance(module, LoraLayer)]
     weights = dict(zip(names, spec.weights, strict=True))
     for layer in layers:
         layer.scaling = {name: scale * weights.get(name, 1.0) for name, scale in layer.scaling.items()}
-    wanted = [logits_of(model, ids) for ids in texts]
+    wanted = [logits_of(model, ids, encoder) for ids in texts]
     model.base_model.set_adapter("default")
     distance, effect = Distance(), 0.0
     for ids, before, want in zip(texts, without, wanted, strict=True):
-        distance.add(want, logits_of(model, ids))
+        distance.add(want, logits_of(model, ids, encoder))
         effect = max(effect, float((want - before).abs().max()))
     if spec.how == "cat" and not distance.largest <= spec.tolerance:
         raise AlignError(

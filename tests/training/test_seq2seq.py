@@ -425,3 +425,10 @@ def test_a_merged_model_loads_as_any_other(bench, tmp_path):
     out, _ = bench.job("merge", spec, {"policy": policy, "prompts": bench.root / "prom"}, tmp_path)
     model = AutoModelForSeq2SeqLM.from_pretrained(out / "model")
     assert (logits(model) - logits(bench.load(policy).model)).abs().max() < 1e-4
+
+
+def test_adapters_of_one_base_are_composed(bench, tmp_path):
+    spec = import_module("tasks.compose").ComposeSpec(weights=(0.5, 0.5))
+    given = {"part_0": bench.sft("lora")[0], "part_1": bench.sft("rslora")[0]}
+    _, metrics = bench.job("compose", spec, given, tmp_path)
+    assert metrics["max_logit_distance"] < 1e-3 < metrics["sum_effect"]
