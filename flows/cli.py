@@ -88,7 +88,7 @@ def search(
     json_: Json = False,
 ) -> None:
     """Find a method, its size and its learning rate for PLAN.  Example: align search flows/plans/search.yaml"""
-    from flows.searching import execute
+    from flows.search import execute
 
     execute(plan, set_ or [], out, json_output=json_)
 
@@ -273,8 +273,10 @@ def chat(
     """Talk to POLICY, or answer what comes through a pipe.  Example: align chat champion --adapter 3f2a91"""
     from flows.chat import talk
 
-    limits = {"max_new_tokens": max_new_tokens, "temperature": temperature, "seed": seed}
-    talk(_store(store, needed=False), policy, adapter or [], device=device, system=system, **limits)
+    talk(
+        _store(store, needed=False), policy, adapter or [], device=device, system=system, max_new_tokens=max_new_tokens,
+        temperature=temperature, seed=seed,
+    )  # fmt: skip
 
 
 @cli.command()

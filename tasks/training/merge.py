@@ -7,7 +7,7 @@ Distances are over all prompt positions, in logits (largest, mean) and in nats (
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from safetensors.torch import load_file, save_file
@@ -19,7 +19,7 @@ from tasks.core.files import write_json
 from tasks.core.spec import Json
 from tasks.heads import FORMS, read_head, write_head
 from tasks.merge import MergeSpec
-from tasks.methods import METHODS
+from tasks.methods import METHODS, AnyMethod
 from tasks.policy import MODEL, Link, PolicyRecord, read_record, write_record
 from tasks.training.adapters import write_model
 from tasks.training.data import Encoder, read_rows
@@ -62,7 +62,7 @@ def run(spec: MergeSpec, inputs: Inputs, out: Path, run: Run) -> Metrics:
     record = read_record(inputs["policy"])
     if not record.adapters:
         raise DataError(f"{inputs['policy']}: this policy has no adapter to merge; leave the merge stage out")
-    check_merge(*(METHODS[link.method].spec() for link in record.chain if link.adapter))
+    check_merge(*(cast(AnyMethod, METHODS[link.method].spec()) for link in record.chain if link.adapter))
     if record.task in FORMS:
         return _merge_head(spec, record, inputs, out, run)
     rows = sorted(read_rows(inputs["prompts"], "prompts"), key=lambda row: row["id"])[: spec.prompts]

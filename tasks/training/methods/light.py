@@ -25,8 +25,9 @@ def _ia3(model: Any, method: Any, task_type: str) -> IA3Config:  # noqa: ANN401
     for outputs, inner in _PARTS.values():
         if all(any(_ends(name, part) for name in names) for part in (*outputs, *inner)):
             transposed = any(isinstance(module, Conv1D) for module in model.modules())
-            targets = {"target_modules": [*outputs, *inner], "feedforward_modules": list(inner)}
-            return IA3Config(**targets, fan_in_fan_out=transposed, task_type=task_type)
+            return IA3Config(
+                target_modules=[*outputs, *inner], feedforward_modules=list(inner), fan_in_fan_out=transposed, task_type=task_type
+            )
     raise SpecError(
         f"method ia3: the layers of {model.config.model_type} have none of the names it knows "
         f"({', '.join(_PARTS)}); use lora or layer_norm"

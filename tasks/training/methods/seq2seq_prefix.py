@@ -177,7 +177,7 @@ class Seq2SeqPrefixModel(OwnTuner):
         if peft_config.hidden is None:
             part = Direct(peft_config.length, width)
         else:
-            trunks: dict[tuple[str, bool], Trunk] = self.__dict__.setdefault("_trunks", {})
+            trunks: dict[tuple[str, bool], Trunk] = vars(self).setdefault("_trunks", {})
             side = (adapter_name, _in_encoder(current_key))
             if owner := side not in trunks:
                 trunks[side] = Trunk(peft_config.length, width, peft_config.hidden)
