@@ -28,7 +28,7 @@ pytestmark = [
 KINDS = ("llama", "gpt2", "opt", "mixtral")
 MOE_ONLY = ("moe_experts", "moe_router")
 NOT_FOR = {
-    "gpt2": ("loftq", *MOE_ONLY),
+    "gpt2": ("olora", *MOE_ONLY),
     "llama": MOE_ONLY,
     "opt": MOE_ONLY,
     "mixtral": ("dora", "pissa", "olora", "loftq", "ia3"),
