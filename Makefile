@@ -30,8 +30,8 @@ check: setup ## format, lint, types, layers, SQL, generated docs
 	$(BIN)/sqlfluff lint datasets/sql
 	$(BIN)/cog --check README.md docs/plan.md docs/advice.md
 
-tests: setup ## unit tests, then the slow ones
-	$(BIN)/pytest
+tests: setup ## unit tests and the slow ones, a file at a time on each core
+	$(BIN)/pytest -n logical --maxprocesses 4 --dist loadfile
 
 bench: setup ## measure speed; writes bench-results/
 	$(BIN)/python -m tests.bench.run
