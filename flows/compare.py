@@ -15,7 +15,7 @@ from flows.compare_plan import ComparePlan
 from flows.console import duration, out, steps_json, steps_table
 from flows.execute import watched
 from flows.explain import Explain, Step
-from flows.pipeline import Build, measured_on
+from flows.pipeline import Build, measured_on, pretrained
 from flows.plan import Plan, load
 from tasks.base import BASE
 from tasks.chain import merges
@@ -23,11 +23,11 @@ from tasks.compare import COMPARISON, COMPARISON_FILE, PLOT_FILE, TEXT_FILE, Com
 from tasks.core.contract import Stage
 from tasks.core.errors import SpecError
 from tasks.core.store import Artifact
-from tasks.curate import INSTRUCTIONS, PROMPTS, TEXTS
+from tasks.curate import INSTRUCTIONS, PROMPTS
 from tasks.measure import SCORES
 from tasks.merge import MERGE, MergeSpec
 from tasks.profile import PROFILE
-from tasks.train import PRETRAIN, SFT
+from tasks.train import SFT
 
 
 def branches(plan: Plan, build: Build) -> dict[str, Any]:
@@ -37,10 +37,7 @@ def branches(plan: Plan, build: Build) -> dict[str, Any]:
     instructions = build(INSTRUCTIONS, plan.data.instructions.spec(), plan.data.instructions.files())
     prompts = build(PROMPTS, plan.data.prompts.spec(), plan.data.prompts.files())
     held_out = {"instructions": instructions, **measured_on(plan, build)}
-    start = base
-    if plan.pretrain and plan.data.corpus:
-        corpus = build(TEXTS, plan.data.corpus.spec(), plan.data.corpus.files(), name="curate-corpus")
-        start = build(PRETRAIN, plan.pretrain, {"policy": base, "data": corpus})
+    start, _ = pretrained(plan, build, base)
 
     made = {"scores/base": build(SCORES, plan.evaluation.scores, {"policy": base, **held_out}, name="scores-base")}
     for label, entry in zip(asked.labels(), asked.methods, strict=True):

@@ -6,16 +6,14 @@ from typing import Annotated, Any, TypeAlias
 
 from pydantic import Field, NonNegativeInt, PositiveFloat, field_validator, model_validator
 
-from tasks.core.errors import SpecError
 from tasks.core.spec import Spec
-from tasks.methods import METHODS, Method, check_stage, check_vision, learning_rate
+from tasks.methods import Method, check_stage, learning_rate
 from tasks.profile import ProfileSpec
 from tasks.train import SftSpec
 
 Label: TypeAlias = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._-]*$")]
 _OWN = ("label", "learning_rate")
 """fields of an entry beside those of its method"""
-_EXPERTS = ("num_local_experts", "num_experts", "n_routed_experts")
 """fields of a mixture of experts' config.json"""
 
 
@@ -62,6 +60,8 @@ class ComparePlan(Spec):
     @model_validator(mode="after")
     def _told_apart(self) -> "ComparePlan":
         labels = self.labels()
+        if "base" in labels:
+            raise ValueError("methods: `base` is what the others are measured against; give that method another label")
         for i, label in enumerate(labels):
             if label in labels[:i]:
                 raise ValueError(
@@ -86,21 +86,6 @@ class ComparePlan(Spec):
         """What trains `entry`: the budget of the plan with its method and learning rate."""
         own = {"method": entry.method.model_dump(), "learning_rate": entry.learning_rate, "seed": seed}
         return SftSpec.model_validate({**budget.model_dump(), **own})
-
-    def check_model(self, config: Mapping[str, Any]) -> None:
-        """Raise ValueError for a method that the model with this config.json cannot be trained by."""
-        experts = any(config.get(name) for name in _EXPERTS)
-        kind = "encoder-decoder" if config.get("is_encoder_decoder") else "decoder"
-        for label, entry in zip(self.labels(), self.methods, strict=True):
-            family = config.get("model_type", "this model")
-            if entry.method.name in ("moe_experts", "moe_router") and not experts:
-                raise ValueError(f"{label}: {family} is no mixture of experts; leave {label} out, or use full or lora")
-            try:
-                check_vision(entry.method, sees="vision_config" in config)
-            except SpecError as error:
-                raise ValueError(f"{label}: {error}") from error
-            if kind not in METHODS[entry.method.name].architectures:
-                raise ValueError(f"{label}: {family} is an {kind}, and {entry.method.name} does not work on one; leave it out")
 
 
 def _label(entry: CompareEntry, entries: Sequence[CompareEntry]) -> str:

@@ -7,7 +7,7 @@ from prefect.task_runners import ThreadPoolTaskRunner
 
 from flows.compare import branches, comparison, part_of, step_name
 from flows.plan import Plan
-from flows.running import failure, named, recorded, tell
+from flows.running import failure, named, recorded, tell, without_paths
 from tasks.core.errors import AlignError
 from tasks.stage import Submit
 
@@ -25,7 +25,7 @@ def compare(plan: Plan, rerun: str | None = None) -> str:
         plan: everything that is asked for
         rerun: a stage to build again whatever the store holds; everything else comes from the store where it can
     """
-    build = Submit(plan.workshop(), plan.name, frozenset([rerun] if rerun else ()), tell)
+    build = Submit(plan.workshop(), plan.name, frozenset([rerun, "comparison"] if rerun else ()), tell)
     with recorded("compare", plan, build):
         made = branches(plan, build)
         errors = {name: error for name, future in build.futures.items() if (error := failure(name, future))}
@@ -53,8 +53,5 @@ def _by_method(plan: Plan, build: Submit, errors: dict[str, Exception]) -> dict[
         if name not in owner or not isinstance(error, AlignError):
             raise error
         label, stage = owner[name]
-        said = str(error)
-        for name, place in (("store", build.workshop.store.root), ("models", build.workshop.models)):
-            said = said.replace(str(place), name)  # a path would be part of the identity
-        failed.setdefault(label, {})[stage] = said
+        failed.setdefault(label, {})[stage] = without_paths(str(error), build.workshop)
     return failed

@@ -6,7 +6,7 @@ from typing import Annotated, Any
 from pydantic import Field, NonNegativeInt, ValidationError, model_validator
 
 from flows.plan import Curated, ModelPlan, Part, StorePlan, models_folder
-from tasks.chain import follow, same_shape
+from tasks.chain import check_follow, check_model
 from tasks.compose import ADDS, ComposeSpec
 from tasks.continual import ForgettingSpec, ReplaySpec
 from tasks.core.build import Workshop
@@ -87,6 +87,15 @@ class ContinualPlan(Part):
                 first = error.errors()[0]
                 where = ".".join(str(part) for part in first["loc"] if part not in METHODS)
                 raise ValueError(f"tasks.{task.name}.sft.{where}: {first['msg'].removeprefix('Value error, ')}") from error
+        if taken := {"base", "composed"} & set(names):
+            raise ValueError(f"tasks: {taken.pop()} is a name of the pipeline's own; give the task another")
+        if self.replay and "vision_config" in (self.model.config() or {}):
+            raise ValueError("replay: rows with images are not mixed yet; leave replay out, or use `fresh: true`")
+        for task, spec in zip(self.tasks, specs, strict=True):
+            try:
+                check_model("sft", spec.method, self.model.config())
+            except SpecError as error:
+                raise ValueError(f"tasks.{task.name}: {error}") from error
         self._apart(specs) if self.fresh else self._one_after_another(specs)
         return self
 
@@ -112,9 +121,7 @@ class ContinualPlan(Part):
         if self.compose:
             raise ValueError("compose: there is one policy that goes on, and nothing to put together; add `fresh: true`")
         for task, before, after in zip(self.tasks[1:], specs, specs[1:], strict=False):
-            row = METHODS[before.method.name]
-            last = before.method.name if row.adapter else None
             try:
-                follow(row.quantised, last, after.method, same=same_shape(before.method, after.method))
+                check_follow(before.method, after.method, self.model.config())
             except SpecError as error:
                 raise ValueError(f"tasks.{task.name}: {error}") from error

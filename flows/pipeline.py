@@ -34,11 +34,7 @@ def pipeline(plan: Plan, build: Build) -> None:
     prompts = build(PROMPTS, plan.data.prompts.spec(), plan.data.prompts.files())
     held_out = {"instructions": instructions, **measured_on(plan, build)}
 
-    start, before = base, {}
-    if plan.pretrain and plan.data.corpus:
-        corpus = build(TEXTS, plan.data.corpus.spec(), plan.data.corpus.files(), name="curate-corpus")
-        start = build(PRETRAIN, plan.pretrain, {"policy": base, "data": corpus})
-        before = {"corpus": corpus, "pretrain": start}
+    start, before = pretrained(plan, build, base)
     sft = build(SFT, plan.sft, {"policy": start, "data": instructions})
     parent, trained, made = start, sft, {"sft": sft}
     if plan.reward and plan.policy:
@@ -76,3 +72,12 @@ def measured_on(plan: Plan, build: Build) -> dict[str, Any]:
     if plan.data.texts:
         found["texts"] = build(TEXTS, plan.data.texts.spec(), plan.data.texts.files())
     return found
+
+
+def pretrained(plan: Plan, build: Build, base: Any) -> tuple[Any, dict[str, Any]]:  # noqa: ANN401
+    """What SFT starts from, and what that was made of beside `base`."""
+    if not (plan.pretrain and plan.data.corpus):
+        return base, {}
+    corpus = build(TEXTS, plan.data.corpus.spec(), plan.data.corpus.files(), name="curate-corpus")
+    start = build(PRETRAIN, plan.pretrain, {"policy": base, "data": corpus})
+    return start, {"corpus": corpus, "pretrain": start}

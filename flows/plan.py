@@ -4,7 +4,8 @@
 import difflib
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any, Generic, Protocol, TypeVar
 
@@ -18,7 +19,7 @@ from evals.gates import Gate
 from flows.compare_plan import ComparePlan
 from flows.search_plan import SearchPlan
 from tasks.base import BaseSpec, base_request
-from tasks.chain import check_merge, check_seq2seq, follow, merges, same_shape
+from tasks.chain import check_follow, check_merge, check_model, merges
 from tasks.core.build import Workshop
 from tasks.core.contract import Execution
 from tasks.core.errors import SpecError
@@ -30,7 +31,6 @@ from tasks.judge import VerdictSpec
 from tasks.measure import MetricsSpec, RewardsSpec, ScoresSpec
 from tasks.merge import MergeSpec
 from tasks.methods import METHODS as METHOD_ROWS
-from tasks.methods import check_vision
 from tasks.reading.spec import SourceEntry
 from tasks.release import ReleaseSpec
 from tasks.smollm import NAME as EMBEDDED
@@ -44,6 +44,15 @@ class Part(BaseModel):
     """A part of the plan that may hold locations beside specs: closed and frozen, never hashed as a whole."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+
+
+@contextmanager
+def _at(where: str) -> Generator[None]:
+    """Say where in the plan something is refused, in the form that pydantic hears."""
+    try:
+        yield
+    except SpecError as error:
+        raise ValueError(f"{where}: {error}") from error
 
 
 class ModelPlan(Part):
@@ -208,38 +217,40 @@ class Plan(Part):
             raise ValueError("reward and policy need data.preferences; give some, or leave both out")
         steps = [(where, self.sft, after) for where, after in (("reward", self.reward), ("policy", self.policy)) if after]
         for where, before, after in [("sft", self.pretrain, self.sft), *steps] if self.pretrain else steps:
-            row = METHOD_ROWS[before.method.name]
-            last = before.method.name if row.adapter else None
-            try:
-                follow(row.quantised, last, after.method, same=same_shape(before.method, after.method))
-            except SpecError as error:
-                raise ValueError(f"{where}: {error}") from error
+            with _at(where):
+                check_follow(before.method, after.method, self.model.config())
         if self.merge:
-            check_merge((self.policy or self.sft).method, config=self.model.config())
+            with _at("merge"):
+                check_merge((self.policy or self.sft).method, config=self.model.config())
         return self
 
     @model_validator(mode="after")
     def _fits_the_model(self) -> "Plan":
-        """Refuse stages and methods that an encoder-decoder model does not take, where the model is known to be one."""
-        if not (self.model.config() or {}).get("is_encoder_decoder"):
-            return self
-        for spec in (self.pretrain, self.reward, self.policy):
+        """Refuse stages and methods that the model does not take, where its kind is known."""
+        stages = (("pretrain", self.pretrain), ("sft", self.sft), ("reward", self.reward), ("policy", self.policy))
+        for where, spec in stages:
             if spec:
-                check_seq2seq(spec.stage)
-        if "encoder-decoder" not in METHOD_ROWS[self.sft.method.name].architectures:
-            raise ValueError(f"sft: method {self.sft.method.name} does not work on an encoder-decoder model; use full or lora")
+                with _at(where):
+                    check_model(spec.stage, spec.method, self.model.config())
         return self
 
     @model_validator(mode="after")
-    def _seen(self) -> "Plan":
-        """Refuse a method that a vision-language model does not take, where the model is known to be one."""
-        config = self.model.config()
-        for where, spec in (("pretrain", self.pretrain), ("sft", self.sft), ("reward", self.reward), ("policy", self.policy)):
-            try:
-                if spec and config:
-                    check_vision(spec.method, sees="vision_config" in config)
-            except SpecError as error:
-                raise ValueError(f"{where}: {error}") from error
+    def _fit_the_plan(self) -> "Plan":
+        """Refuse a method of `compare` or `search` that this model, or the policy before it, cannot take."""
+        tried = [("compare", entry.method) for entry in (self.compare.methods if self.compare else ())]
+        tried += [("search", method) for method in (self.search.methods if self.search else ())]
+        for where, method in tried:
+            with _at(where):
+                check_model("sft", method, self.model.config())
+                if self.pretrain:
+                    check_follow(self.pretrain.method, method, self.model.config())
+        for method in self.search.methods if self.search else ():
+            with _at("search"):
+                for spec in (self.reward, self.policy):  # a stage that goes on by the winner's method fits it already
+                    if spec and spec.method.name != self.sft.method.name:
+                        check_follow(method, spec.method, self.model.config())
+                if self.merge and (self.policy is None or self.policy.method.name == self.sft.method.name):
+                    check_merge(method, config=self.model.config())
         return self
 
     @model_validator(mode="after")
@@ -258,24 +269,6 @@ class Plan(Part):
                     raise ValueError(f"gate {gate.metric}: it needs {missing[raw]}; leave the gate out, or use another metric")
         if self.search and self.search.needs_preferences and not self.data.preferences:
             raise ValueError(f"search: metric {self.search.metric} needs {missing['chosen_logp']}; use answer_perplexity")
-        return self
-
-    @model_validator(mode="after")
-    def _comparable(self) -> "Plan":
-        """Refuse a method of `compare` that this model, or the policy before it, cannot take."""
-        for entry in self.compare.methods if self.compare else ():
-            if before := self.pretrain:
-                row = METHOD_ROWS[before.method.name]
-                last = before.method.name if row.adapter else None
-                try:
-                    follow(row.quantised, last, entry.method, same=same_shape(before.method, entry.method))
-                except SpecError as error:
-                    raise ValueError(f"compare: {error}") from error
-        if self.compare and (config := self.model.config()):
-            try:
-                self.compare.check_model(config)
-            except ValueError as error:
-                raise ValueError(f"compare: {error}") from error
         return self
 
     @model_validator(mode="after")

@@ -12,6 +12,7 @@ from prefect.runtime import flow_run
 
 from flows.plan import Asked, as_json
 from tasks.core import stop
+from tasks.core.build import Workshop
 from tasks.core.errors import AlignError
 from tasks.core.files import locked, write_json
 from tasks.core.launch import PARENT, end_with
@@ -74,6 +75,13 @@ def failure(name: str, future: PrefectFuture[Any]) -> Exception | None:
     except Exception as error:  # noqa: BLE001  whoever asked decides
         return error
     return AlignError(f"{name}: ended as {future.state.name}: {future.state.message}")
+
+
+def without_paths(said: str, workshop: Workshop) -> str:
+    """`said` with this machine's places named, so that it can be part of an artifact."""
+    for name, place in (("store", workshop.store.root), ("models", workshop.models)):
+        said = said.replace(str(place), name)
+    return said
 
 
 class _Record:

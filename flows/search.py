@@ -17,7 +17,7 @@ from rich.console import Console
 from flows.console import duration, out
 from flows.execute import watched
 from flows.explain import Explain, Step
-from flows.pipeline import Build
+from flows.pipeline import Build, pretrained
 from flows.plan import Plan, load, read, relocated
 from flows.search_plan import SearchPlan
 from tasks.base import BASE
@@ -34,6 +34,9 @@ if TYPE_CHECKING:
 
 Read = Callable[[Any], "Path | str"]
 """what a builder returned -> the folder of its artifact, or why there is none"""
+
+_FOUND = "the method that `align search` found"
+"""in the first line of a plan that it wrote"""
 
 
 @dataclass
@@ -58,6 +61,7 @@ def search(plan: Plan, build: Build, read: Read) -> Any:  # noqa: ANN401  what t
     asked = _asked(plan)
     base = build(BASE, plan.model.spec(), plan.model.files())
     instructions = build(INSTRUCTIONS, plan.data.instructions.spec(), plan.data.instructions.files())
+    start, _ = pretrained(plan, build, base)
     held = {"instructions": instructions}
     if asked.needs_preferences and plan.data.preferences:
         held["preferences"] = build(PREFERENCES, plan.data.preferences.spec(), plan.data.preferences.files())
@@ -70,7 +74,7 @@ def search(plan: Plan, build: Build, read: Read) -> Any:  # noqa: ANN401  what t
         """Train and measure everyone in `bracket` on this rung, side by side."""
         for one in bracket:
             one.rung, one.sft = rung, one.sft.model_copy(update={"max_steps": asked.steps[rung]})
-            trained = build(SFT, one.sft, {"policy": base, "data": instructions}, name=f"{one.name}-{asked.steps[rung]}")
+            trained = build(SFT, one.sft, {"policy": start, "data": instructions}, name=f"{one.name}-{asked.steps[rung]}")
             scored = f"scores-{one.name}-{asked.steps[rung]}"
             one.scores = build(SCORES, plan.evaluation.scores, {"policy": trained, **held}, name=scored)
         for one in bracket:
@@ -185,7 +189,7 @@ def write_winner(path: Path, overrides: Sequence[str], changed: Mapping[str, Map
     if out.parent.resolve() != path.parent.resolve():
         relocated(raw, path.absolute().parent)
     draft = out.with_name(f".{out.name}")
-    said = f"# {path.name} with the method that `align search` found.\n"
+    said = f"# {path.name} with {_FOUND}.\n"
     draft.write_text(said + yaml.safe_dump(raw, sort_keys=False, allow_unicode=True), encoding="utf-8")
     try:
         load(draft)
@@ -212,23 +216,39 @@ def execute(path: Path, overrides: Sequence[str], out_path: Path | None, *, json
     started = time.monotonic()
     plan = load(path, overrides)
     console = Console(stderr=True, highlight=False) if json_output else out()
+    target = _target(path, out_path)
     found, how = look(plan), "up to date"
     if found is None:
         with watched(plan, console):
             from flows.searching import search as run
 
-            run(plan)
-        found, how = look(plan), "searched"
-    assert found is not None
+            ref = run(plan)
+        found, how = plan.workshop().store.at(ref), "searched"
     record = _record(found)
-    written = _write(path, overrides, plan, record, out_path)
+    if not json_output:
+        console.print(table(record))
+    changed = winner(plan, record)
+    if changed is not None:
+        write_winner(path, overrides, changed, target)
+    written = None if changed is None else target
     if json_output:
         import typer
 
-        typer.echo(_json(record, found, written))
+        typer.echo(_json(record, found, written, how))
         return
-    console.print(table(record))
     console.print(f"[bold green]{how}[/]: {_said(record, written)}, in {duration(time.monotonic() - started)}")
+
+
+def _target(path: Path, out_path: Path | None) -> Path:
+    """Where the winner is written.  Raises SpecError for what could not be written, or must not be written over."""
+    target = out_path or path.with_name(f"{path.stem}-found.yaml")
+    if target.resolve() == path.resolve():
+        raise SpecError(f"--out {target}: this is the plan itself; name another file")
+    if not target.parent.is_dir():
+        raise SpecError(f"--out {target}: there is no folder {target.parent}")
+    if target.exists() and _FOUND not in target.read_text(encoding="utf-8").partition("\n")[0]:
+        raise SpecError(f"{target}: exists already and was not written by a search; name another file with --out")
+    return target
 
 
 def look(plan: Plan) -> Artifact | None:
@@ -250,15 +270,6 @@ def _record(found: Artifact) -> dict[str, Any]:
     return json.loads((found.path / SEARCH_FILE).read_text(encoding="utf-8"))
 
 
-def _write(path: Path, overrides: Sequence[str], plan: Plan, record: dict[str, Any], out_path: Path | None) -> Path | None:
-    changed = winner(plan, record)
-    if changed is None:
-        return None
-    target = out_path or path.with_name(f"{path.stem}-found.yaml")
-    write_winner(path, overrides, changed, target)
-    return target
-
-
 def _said(record: dict[str, Any], written: Path | None) -> str:
     if written is None:
         return "the plan's own method stays the best"
@@ -268,8 +279,9 @@ def _said(record: dict[str, Any], written: Path | None) -> str:
     return f"{row['name']} ({row['method']['name']}) wins, {sure} the plan's own; written as {written}"
 
 
-def _json(record: dict[str, Any], found: Artifact, written: Path | None) -> str:
-    return json.dumps({**record, "artifact": f"{found.kind}/{found.key}", "plan": str(written) if written else None})
+def _json(record: dict[str, Any], found: Artifact, written: Path | None, how: str) -> str:
+    said = {"result": how, "artifact": f"{found.kind}/{found.key}", "plan": str(written) if written else None}
+    return json.dumps({**said, **record}, indent=2)
 
 
 def table(record: dict[str, Any]) -> Any:  # noqa: ANN401  a rich table

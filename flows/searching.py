@@ -7,8 +7,9 @@ from prefect import flow
 from prefect.task_runners import ThreadPoolTaskRunner
 
 from flows.plan import Plan
-from flows.running import failure, named, recorded, tell
+from flows.running import failure, named, recorded, tell, without_paths
 from flows.search import search as search_with
+from tasks.core.errors import AlignError
 from tasks.stage import Submit
 
 _WORKERS = 256
@@ -29,7 +30,9 @@ def search(plan: Plan) -> str:
         name = next(name for name, known in build.futures.items() if known is future)
         training = build.futures.get(name.removeprefix("scores-"))
         if error := failure(name, future) or (training and failure(name, training)):
-            return str(error)
+            if not isinstance(error, AlignError):
+                raise error
+            return without_paths(str(error), workshop)
         if not future.state.is_completed():  # what every trial needs is missing
             raise next(filter(None, (failure(other, known) for other, known in build.futures.items())))
         return workshop.store.at(future.result()).path

@@ -7,15 +7,15 @@ from pydantic import Field, model_validator
 from evals.gates import Gate
 from flows.plan import Curated, ModelPlan, Part, ReleasePlan, SchedulePlan, StorePlan, models_folder
 from tasks.base import BaseSpec
-from tasks.chain import check_merge
+from tasks.chain import check_merge, check_model, merges
 from tasks.core.build import Workshop
 from tasks.core.contract import Execution
+from tasks.core.errors import SpecError
 from tasks.core.store import Store
 from tasks.curate import LabelledSpec
 from tasks.heads import GATED, MAJORITY, PredictSpec, TaskSpec
 from tasks.judge import VerdictSpec
 from tasks.merge import MergeSpec
-from tasks.methods import METHODS
 from tasks.release import ReleaseSpec
 
 
@@ -59,15 +59,18 @@ class TaskPlan(Part):
                 )
             if gate.against and self.task.kind == "question_answering":
                 raise ValueError(f"gate {gate.metric}: no answer is the most frequent one; leave against out")
-        if self.merge:
-            check_merge(self.task.method)
+        try:
+            check_model("task", self.task.method, self.model.config())
+            if self.merge:
+                check_merge(self.task.method, config=self.model.config())
+        except SpecError as error:
+            raise ValueError(f"task: {error}") from error
         return self
 
     @property
     def merges(self) -> bool:
         """Whether the model is merged before it is measured: there is an adapter, and it can be."""
-        row = METHODS[self.task.method.name]
-        return row.adapter and row.merges_into is not None
+        return merges(self.task.method, self.model.config())
 
     def base(self) -> BaseSpec:
         """What decides the base model, which needs neither a chat template nor to write text."""

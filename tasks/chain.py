@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any, Literal
 
 from tasks.core.errors import SpecError
-from tasks.methods import METHODS, AnyMethod, StageName
+from tasks.methods import METHODS, AnyMethod, StageName, check_vision
 
 _AT_THE_START = ("dropout", "ratio", "init", "text", "encoder", "hidden")
 """fields that decide how weights start or learn, or what made them and is dropped"""
@@ -18,18 +18,21 @@ NO_BIASES = (
 """families whose linear layers have no biases and whose config cannot say otherwise"""
 
 
-def follow(quantised: bool, last: str | None, method: AnyMethod, *, same: bool) -> Literal["continue", "fresh"]:
+def follow(
+    quantised: bool, last: str | None, method: AnyMethod, *, same: bool, config: Mapping[str, Any] | None = None
+) -> Literal["continue", "fresh"]:
     """How `method` trains on top of a policy: go on with its last adapter, or start on the policy with that merged.
 
     `quantised`: the policy's base is in 4 bits.  `last`: method of its last adapter, None where it has none.  `same`: that
-    adapter has this method and shape.  Raises SpecError where neither would start exactly at that policy.
+    adapter has this method and shape.  `config`: the base's config.json, where it is known.  Raises SpecError where neither would
+    start exactly at that policy.
     """
     row = METHODS[method.name]
     if last and same:
         return "continue"
-    if last and METHODS[last].merges_into is None:
+    if last and (why := _unmergeable(last, config)):
         raise SpecError(
-            f"method {method.name}: the policy was trained with {last}, which cannot be merged ({METHODS[last].keeps}), so only "
+            f"method {method.name}: the policy was trained with {last}, which cannot be merged ({why}), so only "
             f"{last} of the same shape can go on from there; use that, or train the policy with a method that merges"
         )
     if quantised and (last or not row.quantised):
@@ -62,19 +65,19 @@ def shape(method: Mapping[str, object]) -> dict[str, object]:
 def merges(method: AnyMethod, config: Mapping[str, Any] | None = None) -> bool:
     """Whether `method` leaves an adapter that merges into the model with this config.json, as far as that is known."""
     row = METHODS[method.name]
-    return row.adapter and row.merges_into is not None and _unmergeable(method, config) is None
+    return row.adapter and _unmergeable(method.name, config) is None
 
 
-def _unmergeable(method: AnyMethod, config: Mapping[str, Any] | None) -> str | None:
-    if method.name == "bitfit" and config and config.get("model_type") in NO_BIASES:
+def _unmergeable(method: str, config: Mapping[str, Any] | None) -> str | None:
+    if method == "bitfit" and config and config.get("model_type") in NO_BIASES:
         return f"linear layers of {config['model_type']} have no biases, and its config has no switch for them"
-    return METHODS[method.name].keeps if METHODS[method.name].merges_into is None else None
+    return METHODS[method].keeps if METHODS[method].merges_into is None else None
 
 
 def check_merge(*methods: AnyMethod, config: Mapping[str, Any] | None = None) -> None:
     """Raise SpecError if the adapters of one of `methods` cannot be merged into the model with this config.json."""
     for method in methods:
-        if why := _unmergeable(method, config):
+        if why := _unmergeable(method.name, config):
             able = ", ".join(name for name, other in METHODS.items() if other.merges_into and name != method.name)
             raise SpecError(
                 f"{method.name} cannot be merged: {why}; leave merge out, and the policy is measured and released as an "
@@ -86,6 +89,7 @@ _DECODERS: dict[StageName, str] = {
     "pretrain": "its trainer packs texts for a decoder",
     "reward": "a reward model scores a text at the last token a decoder reads",
     "dpo": "its trainer compares answers within one text that a decoder reads",
+    "task": "a task head sits on an encoder or a decoder",
 }
 """stages that cannot train an encoder-decoder model, and why"""
 
@@ -94,6 +98,30 @@ def check_seq2seq(stage: StageName) -> None:
     """Raise SpecError if `stage` cannot train an encoder-decoder model."""
     if stage in _DECODERS:
         raise SpecError(
-            f"{stage}: the base is an encoder-decoder model, and {_DECODERS[stage]}; leave pretrain, reward and policy out of "
-            "the plan (SFT, measuring, gates and release remain), or use a decoder"
+            f"{stage}: the base is an encoder-decoder model, and {_DECODERS[stage]}; use another base, or a plan of SFT alone, "
+            "without pretrain, reward and policy"
         )
+
+
+_EXPERTS = ("num_local_experts", "num_experts", "n_routed_experts", "moe_num_experts")
+"""fields of a config.json that say how many experts a model has"""
+
+
+def check_model(stage: StageName, method: AnyMethod, config: Mapping[str, Any] | None) -> None:
+    """Raise SpecError if `stage` cannot train the model with this config.json by `method`; without one nothing is known."""
+    if not config:
+        return
+    family = config.get("model_type", "this model")
+    if config.get("is_encoder_decoder"):
+        check_seq2seq(stage)
+        if "encoder-decoder" not in METHODS[method.name].architectures:
+            raise SpecError(f"method {method.name}: it trains no encoder-decoder model such as {family}; use full or lora")
+    if method.name in ("moe_experts", "moe_router") and not any(config.get(name) for name in _EXPERTS):
+        raise SpecError(f"method {method.name}: {family} is no mixture of experts; use full or lora")
+    check_vision(method, sees="vision_config" in config)
+
+
+def check_follow(before: AnyMethod, after: AnyMethod, config: Mapping[str, Any] | None = None) -> None:
+    """Raise SpecError if `after` cannot train on top of a policy that `before` trained; `config`: the base's, where known."""
+    row = METHODS[before.name]
+    follow(row.quantised, before.name if row.adapter else None, after, same=same_shape(before, after), config=config)

@@ -191,6 +191,45 @@ def logits(model) -> torch.Tensor:
         return model.eval()(input_ids=ids, **given).logits[:, -37:]
 
 
+LINEAR = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+NORMS = ("input_layernorm", "post_attention_layernorm", "norm")
+PLACES = {
+    **dict.fromkeys(("lora", "qlora", "dora", "lora_plus", "rslora", "pissa", "olora", "loftq", "bitfit"), LINEAR),
+    "ia3": ("k_proj", "v_proj", "down_proj"),
+    "layer_norm": NORMS,
+    "bottleneck": ("o_proj", "down_proj", *NORMS),
+}
+"""method -> modules of the tiny Llama that hold what it trains, in both layers (and the last norm, which is in none)"""
+LORA = 2 * 4 * ((32 + 32) + 2 * (32 + 16) + (32 + 32) + 3 * (32 + 64))
+OUTPUTS = 2 * (32 + 16 + 16 + 32 + 64 + 64 + 32)
+COUNT = {
+    "full": 320 * 32 + 2 * (2 * 32 * 32 + 2 * 32 * 16 + 3 * 32 * 64 + 2 * 32) + 32,
+    **dict.fromkeys(("lora", "qlora", "lora_plus", "rslora", "pissa", "olora", "loftq"), LORA),
+    "dora": LORA + OUTPUTS,
+    "bitfit": OUTPUTS,
+    "ia3": 2 * (16 + 16 + 64),
+    "layer_norm": 5 * 32,
+    "bottleneck": 2 * 2 * (32 * 4 + 4 + 4 * 32 + 32) + 5 * 32,
+    "prompt_tuning": 5 * 32,
+    "p_tuning": 5 * 32 + (32 * 16 + 16) + (16 * 16 + 16) + (16 * 32 + 32),
+    "prefix_tuning": 5 * 16 + (16 * 16 + 16) + (16 * 2 * 2 * 16 + 2 * 2 * 16),
+    "p_tuning_v2": 5 * 2 * 2 * 16,
+}
+"""method -> weights it trains on the tiny Llama: 2 layers, width 32, inner 64, keys and values 16, 320 words; by hand"""
+
+
+@pytest.mark.parametrize("method", DENSE)
+def test_as_many_weights_are_trained_as_the_papers_formula_says_and_in_the_right_places(matrix, method):
+    done = matrix.trained("llama", method)
+    assert done.metrics["trainable_parameters"] == COUNT[method]
+    if method in PLACES:
+        owners = {re.split(r"\.(?:base_layer\.)?(?:lora|bitfit|ia3|ln_tuning|bottleneck)_", name)[0] for name in done.moved}
+        layers = {f"layers.{i}" for i in range(2)}
+        wanted = {(layer, module) for module in PLACES[method] for layer in (layers if module != "norm" else {"model"})}
+        found = {(next((x for x in layers if x in name), "model"), name.rpartition(".")[2]) for name in owners}
+        assert found == wanted
+
+
 def test_every_method_has_a_builder_and_a_line_here():
     assert BUILDERS.keys() == METHODS.keys() == TRAINS.keys()
     assert {method for _, method in CASES} == set(SFT)
@@ -244,7 +283,7 @@ def test_dpo_starts_at_the_sft_policy_and_trains_the_same_weights(matrix, method
     assert done.metrics["start"] == ("continue" if row.adapter else "full")
     assert done.metrics["first_step_log_ratio"] < 1e-3
     assert done.metrics["last_loss"] < done.metrics["first_loss"]
-    assert done.moved
+    assert done.moved == {name for name, p in done.model.named_parameters(remove_duplicate=False) if p.requires_grad}
     assert all(re.search(TRAINS[method], name) for name in done.moved)
     assert read_record(done.out).adapters == (["0-sft"] if row.adapter else [])
     assert (logits(matrix.load(done.out)) - logits(done.model)).abs().max() < 1e-5

@@ -6,7 +6,7 @@ import torch
 from tiny import write_rows
 
 from tasks.core.contract import Execution, Run
-from tasks.core.errors import DataError
+from tasks.core.errors import DataError, SpecError
 from tasks.policy import read_record
 from tasks.train import PretrainSpec, SftSpec
 from tasks.training import pretrain
@@ -107,3 +107,15 @@ def test_a_corpus_without_words_is_an_error(shop, tmp_path):
     empty = write_rows(tmp_path / "empty", "texts", [{"id": "0", "text": ""}])
     with pytest.raises(DataError, match="no text has a token to learn"):
         run(shop, empty, tmp_path, spec())
+
+
+def test_a_family_whose_packed_texts_see_each_other_is_refused(shop, corpus, tmp_path):
+    from transformers import BloomConfig, BloomForCausalLM
+
+    source = tiny.write_model(tmp_path / "source")
+    torch.manual_seed(0)
+    config = BloomConfig(vocab_size=320, hidden_size=32, n_layer=2, n_head=4, initializer_range=0.5)
+    BloomForCausalLM(config).save_pretrained(source)
+    policy = tiny.write_policy(tmp_path / "policy", shop.models, source, name="bloom")
+    with pytest.raises(SpecError, match="bloom lets packed texts see each other"):
+        run(shop, corpus, tmp_path, spec(), policy)

@@ -11,7 +11,7 @@ from tasks.training.methods.builder import Builder, peft
 
 _PARTS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "llama": (("k_proj", "v_proj"), ("down_proj",)),
-    "gpt2": (("c_attn",), ("mlp.c_proj",)),
+    "gpt2": (("attn.c_attn",), ("mlp.c_proj",)),  # one projection for all three: its queries are scaled too
     "opt": (("k_proj", "v_proj"), ("fc2",)),
     "t5": (("k", "v"), ("wo",)),
     "bert": (("key", "value"), ("output.dense",)),
@@ -21,12 +21,18 @@ _PARTS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
 
 def _ia3(model: Any, method: Any, task_type: str) -> IA3Config:  # noqa: ANN401
     """Keys, values, and the input of the layer that reads the inner activation (section 3.3 of arXiv:2205.05638)."""
-    names = {name for name, _ in model.named_modules()}
+    if any(p.dim() == 3 and ".experts." in name for name, p in model.named_parameters()):
+        raise SpecError(
+            f"method ia3: the experts of {model.config.model_type} are fused tensors, and nothing outside can scale their inner "
+            "activation; use lora"
+        )
+    names = [name for name, _ in model.named_modules() if not name.endswith("attention.output.dense")]
     for outputs, inner in _PARTS.values():
-        if all(any(_ends(name, part) for name in names) for part in (*outputs, *inner)):
+        keys, inside = ([name for name in names for part in parts if _ends(name, part)] for parts in (outputs, inner))
+        if keys and inside:
             transposed = any(isinstance(module, Conv1D) for module in model.modules())
             return IA3Config(
-                target_modules=[*outputs, *inner], feedforward_modules=list(inner), fan_in_fan_out=transposed, task_type=task_type
+                target_modules=[*keys, *inside], feedforward_modules=inside, fan_in_fan_out=transposed, task_type=task_type
             )
     raise SpecError(
         f"method ia3: the layers of {model.config.model_type} have none of the names it knows "

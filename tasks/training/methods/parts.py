@@ -32,4 +32,4 @@ def _train(name: str, wanted: Callable[[str], bool]) -> Builder:
 
 FULL = _train("full", lambda name: True)
 EXPERTS = _train("moe_experts", lambda name: ".experts." in name)
-ROUTER = _train("moe_router", lambda name: name.endswith((".gate.weight", ".router.weight")))
+ROUTER = _train("moe_router", lambda name: bool({"gate", "router"} & set(name.split(".")[:-1])))
