@@ -347,6 +347,11 @@ def load(path: Path, overrides: Sequence[str] = ()) -> Plan:
 def load_as(kind: type[P], path: Path, overrides: Sequence[str] = ()) -> P:
     """The same for a plan of another kind, which has a `store`."""
     raw = read(path, overrides)
+    for field, command in _TELLING.items():
+        if (field in raw) > (field in kind.model_fields):
+            raise SpecError(f"{path}: this is a plan for {command}, as its field `{field}` says")
+        if field in kind.model_fields and field not in raw:
+            raise SpecError(f"{path}: this is no plan for {command}: it has no field `{field}`")
     relocated(raw, path.absolute().parent)
     store = raw.setdefault("store", {})
     if isinstance(store, dict):
@@ -357,6 +362,10 @@ def load_as(kind: type[P], path: Path, overrides: Sequence[str] = ()) -> P:
         found = [_sentence(detail, kind) for detail in _causes(error.errors())]
         more = f" (and {len(found) - 3} more)" if len(found) > 3 else ""
         raise SpecError(f"{path}: {'; '.join(found[:3])}{more}") from error
+
+
+_TELLING = {"task": "`align run` and its like, of a task head", "tasks": "`align continual`"}
+"""field that only one kind of plan has -> what takes such a plan"""
 
 
 def read(path: Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
@@ -431,7 +440,7 @@ def _causes(details: list[ErrorDetails]) -> list[ErrorDetails]:
 def _sentence(detail: ErrorDetails, kind: type[Part]) -> str:
     """One pydantic error as people read it: `policy.beta: must be greater than 0, got -1`."""
     skipped = {"rules"}
-    where = ".".join(str(part) for part in detail["loc"] if part not in skipped and not _is_tag(part)) or "plan"
+    where = ".".join(str(part) for part in detail["loc"] if part not in skipped and not _is_tag(part))
     if detail["type"] == "extra_forbidden":
         known = _fields(kind, detail["loc"])
         near = difflib.get_close_matches(str(detail["loc"][-1]), known, 1)
@@ -441,7 +450,7 @@ def _sentence(detail: ErrorDetails, kind: type[Part]) -> str:
     said = detail["msg"].removeprefix("Value error, ").removeprefix("Input ")
     got = detail["input"]
     shown = f", got {got!r}" if isinstance(got, int | float | str | None) else ""
-    return f"{where}: {said}{shown}"
+    return f"{where}: {said}{shown}" if where else said
 
 
 def _is_tag(part: int | str) -> bool:

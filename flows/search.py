@@ -216,7 +216,7 @@ def execute(path: Path, overrides: Sequence[str], out_path: Path | None, *, json
     started = time.monotonic()
     plan = load(path, overrides)
     console = Console(stderr=True, highlight=False) if json_output else out()
-    target = _target(path, out_path)
+    target = target_of(path, out_path)
     found, how = look(plan), "up to date"
     if found is None:
         with watched(plan, console):
@@ -239,7 +239,7 @@ def execute(path: Path, overrides: Sequence[str], out_path: Path | None, *, json
     console.print(f"[bold green]{how}[/]: {_said(record, written)}, in {duration(time.monotonic() - started)}")
 
 
-def _target(path: Path, out_path: Path | None) -> Path:
+def target_of(path: Path, out_path: Path | None) -> Path:
     """Where the winner is written.  Raises SpecError for what could not be written, or must not be written over."""
     target = out_path or path.with_name(f"{path.stem}-found.yaml")
     if target.resolve() == path.resolve():

@@ -72,7 +72,7 @@ def test_what_cannot_be_merged_has_no_merge_and_seeds_are_timed_once():
         ("compare={methods: [lora], reference: full}", "no such method; there are lora"),
         ("compare={methods: [lora], seeds: [1, 1]}", "one of them comes twice"),
         ("compare={methods: [head]}", "method head cannot train sft"),
-        ("compare={methods: [moe_router]}", "llama is no mixture of experts; leave moe_router out"),
+        ("compare={methods: [moe_router]}", "llama is no mixture of experts; use full or lora"),
         ("compare={methods: [{name: lora, rnak: 3}]}", "no such field; did you mean rank?"),
         ("compare={methods: [lorra]}", "compare.methods"),
         (

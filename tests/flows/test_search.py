@@ -13,7 +13,7 @@ import yaml
 from smoke import ended, write_smoke
 
 from flows.plan import Plan, load
-from flows.search import search, winner, write_winner
+from flows.search import search, target_of, winner, write_winner
 from tasks.core.errors import SpecError
 from tasks.search import SEARCH_FILE
 from tasks.tables import score, write_scores
@@ -146,17 +146,34 @@ def test_a_winner_that_the_rest_of_the_plan_refuses_leaves_no_file(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+def test_where_the_winner_goes_is_looked_at_before_anything_is_trained(tmp_path):
+    plan = tmp_path / "plan.yaml"
+    plan.write_text(DEMO.read_text())
+    (tmp_path / "mine.yaml").write_text("name: mine")
+    for out, says in (
+        ("plan.yaml", "this is the plan itself"),
+        ("no/x.yaml", "there is no folder"),
+        ("mine.yaml", "exists already"),
+    ):
+        with pytest.raises(SpecError, match=says):
+            target_of(plan, tmp_path / out)
+    assert target_of(plan, None) == tmp_path / "plan-found.yaml"
+
+
 @pytest.mark.parametrize(
     ("override", "says"),
     [
         ("search.methods=[{name: lora}, {name: lora, rank: 4}]", "one of each name"),
-        ("search.methods=[{name: head}]", "method head cannot train sft"),
+        ("search.methods=[head]", "method head cannot train sft"),
+        ("search.methods=[]", "search.methods"),
+        ("search.methods=[lora, moe_router]", "search: method moe_router: llama is no mixture of experts; use full or lora"),
+        ("search.vary={rank: []}", "vary.rank: nothing to choose from"),
         ("search.vary={rnak: [1]}", "none of lora, dora, ia3, bitfit has such a field"),
         ("search.vary={rank: [0]}", "greater than 0"),
         ("search.steps=[6, 2]", "each rung needs more steps"),
         ("search.learning_rate=[10, 1]", "is no range"),
         ("search.metric=reward_win_rate", "say against: base"),
-        ("search.metric=finished_rate", "needs generated answers"),
+        ("search.metric=finished_rate", "needs finished, which a search does not measure"),
         ("search.metric=perplexity", "no such metric"),
     ],
 )
@@ -167,11 +184,11 @@ def test_what_could_only_fail_later_is_refused_at_once(override, says):
 
 SEARCH = """
 search:
-  methods: [{name: lora}, {name: ia3}]
+  methods: [lora, ia3, {name: dora, targets: [nowhere]}]
   vary: {rank: [2, 4]}
   steps: [1, 2]
-  trials: 4
-  bracket: 4
+  trials: 6
+  bracket: 6
   reduction: 2
 """
 
@@ -194,12 +211,14 @@ def test_a_killed_search_goes_on_where_it_was(tmp_path, prefect_server):
     states = ended(printed)
     assert {"base", "curate-instructions"} <= {name for name, state in states.items() if state == "cached"}
     assert sum(state == "cached" for state in states.values()) >= len(before)
-    assert len([name for name in states if name.startswith("trial-") and name.endswith("-1")]) == 4
-    assert len([name for name in states if name.startswith("trial-") and name.endswith("-2")]) == 2
-    again = smoke.align("search", "plan.yaml")
-    assert "up to date" in again
+    assert len([name for name in states if name.startswith("trial-") and name.endswith("-1")]) == 6
+    assert len([name for name in states if name.startswith("trial-") and name.endswith("-2")]) == 3
+    assert "failed" in states.values()  # the targets that are nowhere: asked again, failed again, and the rest is there
     record = json.loads(smoke.align("search", "plan.yaml", "--json"))
-    assert len(record["trials"]) == 5
+    assert len(record["trials"]) == 7
+    failed = [row for row in record["trials"] if row["failed"]]
+    assert failed
+    assert all(row["method"]["name"] == "dora" and "has no such modules" in row["failed"] for row in failed)
     if record["plan"]:
         found = load(smoke.folder / "plan-found.yaml")
         assert found.sft.learning_rate == record["trials"][0]["learning_rate"]

@@ -106,7 +106,7 @@ def test_what_nothing_would_build_is_refused_when_the_plan_is_loaded(overrides, 
         ),
         (["pretrain={max_steps: 1}", "data.corpus={sources: [prompts.jsonl]}"], "pretrain: the base is an encoder-decoder model"),
         (["gates.0={metric: text_perplexity, at_most: 9}"], "which an encoder-decoder model does not give"),
-        (["sft.method={name: moe_router}"], "method moe_router does not work on an encoder-decoder model"),
+        (["sft.method={name: moe_router}"], "method moe_router: it trains no encoder-decoder model such as t5"),
         (["sft.method={name: bitfit}", "merge={}"], "bitfit cannot be merged: linear layers of t5 have no biases"),
     ],
 )
