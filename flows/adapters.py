@@ -1,5 +1,6 @@
 """`align adapters` and `align compose`: the adapters of a store, and several of them put together as one."""
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -82,7 +83,11 @@ def policy_named(store: Store, name: str) -> Artifact:
 
 def compose(store: Store, parts: Sequence[str], *, json_output: bool, device: str, **spec: Any) -> None:  # noqa: ANN401
     """Put policies together: `KEY=WEIGHT` each."""
-    named, weights = zip(*map(_part, parts), strict=True) if parts else ((), ())
+    if len(parts) < 2:
+        raise SpecError(
+            f"compose: {len(parts)} given, and it takes at least two; write each as KEY=WEIGHT, for example 3f2a91=0.7"
+        )
+    named, weights = zip(*map(_part, parts), strict=True)
     try:
         asked = ComposeSpec.model_validate(
             {"weights": weights, **{key: value for key, value in spec.items() if value is not None}}
@@ -116,6 +121,9 @@ def compose(store: Store, parts: Sequence[str], *, json_output: bool, device: st
 def _part(text: str) -> tuple[str, float]:
     name, equals, weight = text.rpartition("=")
     try:
-        return name, float(weight) if equals and name else float("nan")
+        found = float(weight)
     except ValueError:
-        return name, float("nan")
+        found = math.nan
+    if not (equals and name and math.isfinite(found)):
+        raise SpecError(f"compose: {text}: write it as KEY=WEIGHT, for example 3f2a91=0.7")
+    return name, found

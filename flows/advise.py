@@ -38,8 +38,10 @@ def need_of(plan: Path | None, asked: Mapping[str, Any]) -> Need:
     if shape is None:
         raise SpecError("nothing says how large the model is; give --model-size 7B, or a plan")
     memory = advice.bytes_of(asked["memory"]) if asked["memory"] else None
+    if memory is None and wishes["device"] == "cuda":
+        raise SpecError("--device cuda: say how much memory the GPU has, for example --memory 24GB")
     if memory is None:
-        wishes["device"], memory = "cpu", estimate.free_memory()
+        memory = estimate.free_memory()
     return Need(shape=shape, memory=memory, rows=asked["rows"] or rows or Need.rows, **wishes)
 
 

@@ -6,7 +6,7 @@ Exit codes: 0 fine, 1 a bug, 2 the plan or the data, 3 a gate, 4 the machine.
 import os
 import sys
 from pathlib import Path
-from typing import Annotated, Any, NoReturn
+from typing import Annotated, Any, Literal, NoReturn
 
 import typer
 
@@ -123,11 +123,11 @@ def estimate(
 
 @cli.command()
 def advise(
-    plan: Annotated[Path | None, typer.Argument(metavar="[PLAN]", help="take model, rows and memory from a plan")] = None,
+    plan: Annotated[Path | None, typer.Argument(metavar="[PLAN]", help="take model and rows from a plan")] = None,
     model_size: Annotated[str | None, typer.Option(help="weights of the model: 135M, 7B")] = None,
     memory: Annotated[str | None, typer.Option(help="of the machine or GPU: 24GB; default: what is free here")] = None,
-    device: Annotated[str, typer.Option(help="cpu or cuda")] = "cuda",
-    rows: Annotated[int | None, typer.Option(help="training rows")] = None,
+    device: Annotated[Literal["cpu", "cuda"] | None, typer.Option(help="default: cuda where --memory is given")] = None,
+    rows: Annotated[int | None, typer.Option(help="training rows", min=1)] = None,
     task: Annotated[str, typer.Option(help="chat, classification, preferences or generation")] = "chat",
     latency: Annotated[str, typer.Option(help="added time in use that is allowed: none or some")] = "some",
     forgetting: Annotated[str, typer.Option(help="of what the base knows: low or any")] = "any",
@@ -138,7 +138,7 @@ def advise(
     """Rank methods for a need, with reasons and a plan to start from.  Example: align advise --model-size 7B --memory 24GB"""
     from flows.advise import show
 
-    asked = {"model_size": model_size, "memory": memory, "rows": rows, "device": device}
+    asked = {"model_size": model_size, "memory": memory, "rows": rows, "device": device or ("cuda" if memory else "cpu")}
     wishes = {"task": task, "latency": latency, "forgetting": forgetting, "adapters": adapters}
     show(plan, {**asked, **wishes}, _store_root(store), json_output=json_)
 
@@ -249,7 +249,7 @@ def compose(
     rank: Annotated[int | None, typer.Option("--rank", help="of what svd writes")] = None,
     density: Annotated[float | None, typer.Option("--density", help="share of numbers that ties and dare keep")] = None,
     seed: Annotated[int, typer.Option("--seed", help="of what dare drops")] = 0,
-    device: Annotated[str, typer.Option("--device", help="auto, cpu or cuda")] = "auto",
+    device: Annotated[Literal["auto", "cpu", "cuda"], typer.Option("--device", help="where it runs")] = "auto",
     store: StoreRoot = None,
     json_: Json = False,
 ) -> None:
@@ -267,7 +267,7 @@ def chat(
     temperature: Annotated[float, typer.Option(help="0 takes the likeliest token each time", min=0)] = 0.0,
     seed: Annotated[int, typer.Option(help="of the draws", min=0)] = 0,
     system: Annotated[str, typer.Option("--system", help="instructions for the assistant")] = "",
-    device: Annotated[str, typer.Option("--device", help="auto, cpu or cuda")] = "auto",
+    device: Annotated[Literal["auto", "cpu", "cuda"], typer.Option("--device", help="where it runs")] = "auto",
     store: StoreRoot = None,
 ) -> None:
     """Talk to POLICY, or answer what comes through a pipe.  Example: align chat champion --adapter 3f2a91"""

@@ -208,7 +208,7 @@ class Advice:
 
 def advise(need: Need, comparisons: Iterable[Artifact] = ()) -> list[Advice]:
     """Every method: those that meet `need` first, best first; then the others with what stands against them."""
-    seen = own_results(comparisons, need.task)
+    seen = own_results(comparisons, need)
     found = [_one(need, name, seen) for name in METHODS]
     return sorted(found, key=lambda advice: (bool(advice.refused), -advice.score, advice.method.name))
 
@@ -221,15 +221,23 @@ def score(need: Need, name: str, seen: Mapping[str, "Reason"]) -> tuple[Reason, 
     return (quality, *(Reason(rule.points[name], rule.because, rule.rests_on) for rule in rules))
 
 
-def own_results(comparisons: Iterable[Artifact], task: Task) -> dict[str, Reason]:
-    """Method -> its quality by the youngest of your comparisons that measured it: 10 for the best, 0 for the untrained base.
+_LIKE = 2.0
+"""a comparison speaks for models of up to so many times more or fewer weights"""
 
-    Chat, generation and classification go by perplexity on held-out answers, preferences by held-out pairs.
+
+def own_results(comparisons: Iterable[Artifact], need: Need) -> dict[str, Reason]:
+    """Method -> its quality by your youngest comparison on a model of like size: 10 for the best, 0 for the untrained base.
+
+    Chat, generation and classification go by perplexity on held-out answers, preferences by held-out pairs.  Numbers of two
+    comparisons, on other data and budgets, are never put on one scale.
     """
-    column, untrained, sign = ("preferences", 0.5, 1.0) if task == "preferences" else ("answers", 1.0, -1.0)
+    column, untrained, sign = ("preferences", 0.5, 1.0) if need.task == "preferences" else ("answers", 1.0, -1.0)
     found: dict[str, Reason] = {}
     for artifact in comparisons:
         record: dict[str, Any] = json.loads((artifact.path / "comparison.json").read_text(encoding="utf-8"))
+        weights = _weights(record)
+        if weights is None or not 1 / _LIKE <= weights / need.parameters <= _LIKE:
+            continue
         values: dict[str, float] = {}
         for row in record["rows"]:
             cell: dict[str, Any] = row["cells"].get(column) or {}
@@ -239,10 +247,21 @@ def own_results(comparisons: Iterable[Artifact], task: Task) -> dict[str, Reason
         best = max(values.values(), default=0.0)
         if best <= 0:
             continue  # nothing in it got better than the base, so it ranks nothing
+        found = {}
         for name, gain in values.items():
             said = f"your own comparison: {column} {untrained + sign * gain:.3f}, the best {untrained + sign * best:.3f}"
-            found[name] = Reason(10 * max(0.0, gain) / best, said, f"comparison {artifact.key[:12]}")
+            where = f"comparison {artifact.key[:12]}, a model of {weights / 1e6:,.0f}M weights"
+            found[name] = Reason(10 * max(0.0, gain) / best, said, where)
     return found
+
+
+def _weights(record: Mapping[str, Any]) -> float | None:
+    """Weights of the model that was compared on."""
+    for row in record["rows"]:
+        trained, share = (row["cells"].get(name) for name in ("trainable_parameters", "trainable_share"))
+        if trained and share:
+            return float(trained["value"]) / float(share["value"])
+    return None
 
 
 def _one(need: Need, name: str, seen: Mapping[str, Reason]) -> Advice:
@@ -355,8 +374,11 @@ def fragment(advice: Advice) -> str:
         "method": method, "learning_rate": advice.learning_rate, "epochs": advice.epochs,
         "global_batch": _GLOBAL_BATCH, "max_length": advice.max_length,
     }  # fmt: skip
+    if part == "task":
+        training = {"kind": "sequence_classification", **training}
+    more = {"reward": {"method": method}} if part == "policy" else {}  # a plan has both or neither
     execution = {"micro_batch": advice.micro_batch, "gradient_checkpointing": advice.checkpointing}
-    return yaml.safe_dump({part: training, "execution": execution}, sort_keys=False)
+    return yaml.safe_dump({**more, part: training, "execution": execution}, sort_keys=False)
 
 
 def bytes_of(text: str) -> int:

@@ -107,8 +107,13 @@ def test_24_gb_hold_a_7b_model_with_lora_and_not_full_and_a_33b_model_in_4_bits_
     assert large == {"qlora", "loftq"}
 
 
-def comparison(tmp_path, values: dict[str, float], column: str = "answers") -> SimpleNamespace:
-    rows = [{"label": name, "method": {"name": name}, "cells": {column: {"value": value}}} for name, value in values.items()]
+def comparison(
+    tmp_path, values: dict[str, float], column: str = "answers", weights: float = PLENTY.parameters
+) -> SimpleNamespace:
+    size = {"trainable_parameters": {"value": weights / 100}, "trainable_share": {"value": 0.01}}
+    rows = [
+        {"label": name, "method": {"name": name}, "cells": {**size, column: {"value": value}}} for name, value in values.items()
+    ]
     rows.append({"label": "failed", "method": {"name": "dora"}, "cells": {column: None}})
     tmp_path.mkdir(exist_ok=True)
     (tmp_path / "comparison.json").write_text(json.dumps({"rows": rows}))
@@ -117,11 +122,10 @@ def comparison(tmp_path, values: dict[str, float], column: str = "answers") -> S
 
 def test_your_own_comparison_replaces_the_published_quality_and_is_named(tmp_path):
     mine = comparison(tmp_path, {"bitfit": 0.5, "lora": 0.75, "ia3": 1.25})
-    found = own_results([mine], "chat")
+    found = own_results([mine], PLENTY)
     assert {name: (reason.points, reason.rests_on) for name, reason in found.items()} == {
-        "bitfit": (10.0, "comparison c0ffee000000"),
-        "lora": (5.0, "comparison c0ffee000000"),
-        "ia3": (0.0, "comparison c0ffee000000"),
+        name: (points, f"comparison c0ffee000000, a model of {PLENTY.parameters / 1e6:,.0f}M weights")
+        for name, points in {"bitfit": 10.0, "lora": 5.0, "ia3": 0.0}.items()
     }
     ranked = {one.method.name: one for one in advise(PLENTY, [mine])}
     assert ranked["bitfit"].score == 10
@@ -131,8 +135,11 @@ def test_your_own_comparison_replaces_the_published_quality_and_is_named(tmp_pat
 
 def test_preferences_go_by_held_out_pairs_and_a_comparison_that_beat_nothing_ranks_nothing(tmp_path):
     pairs = comparison(tmp_path / "a", {"lora": 0.75, "ia3": 0.625}, "preferences")
-    assert {name: reason.points for name, reason in own_results([pairs], "preferences").items()} == {"lora": 10, "ia3": 5}
-    assert own_results([comparison(tmp_path / "b", {"lora": 1.5})], "chat") == {}
+    assert {name: reason.points for name, reason in own_results([pairs], replace(PLENTY, task="preferences")).items()} == {
+        "lora": 10,
+        "ia3": 5,
+    }
+    assert own_results([comparison(tmp_path / "b", {"lora": 1.5})], PLENTY) == {}
 
 
 def test_starting_values_grow_with_the_data_and_keep_alphas_ratio():
@@ -166,3 +173,10 @@ def test_experts_are_advised_for_a_mixture_of_experts():
     config = {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "num_local_experts": 4, "vocab_size": 100}
     moe = next(one for one in advise(replace(PLENTY, shape=Shape.of(config))) if one.method.name == "moe_experts")
     assert moe.refused == ()
+
+
+def test_a_comparison_on_a_model_of_another_size_says_nothing_and_the_youngest_stands_alone(tmp_path):
+    small = comparison(tmp_path / "a", {"lora": 0.5}, weights=PLENTY.parameters / 50)
+    assert own_results([small], PLENTY) == {}
+    older, younger = (comparison(tmp_path / name, {method: 0.5}) for name, method in (("b", "lora"), ("c", "ia3")))
+    assert own_results([older, younger, small], PLENTY).keys() == {"ia3"}

@@ -63,8 +63,8 @@ def test_adapters_are_put_together_once_and_what_cannot_be_is_refused(lessons, a
     assert all(key in listed[-1]["data"] for key in (one, two))
     for arguments, reason in [
         ((f"{one}=0.7", "ffff=0.3"), "ffff: no artifact in"),
-        ((f"{one}=0.7",), "at least 2"),
-        ((f"{one}=0.7", two), "finite number"),
+        ((f"{one}=0.7",), "at least two"),
+        ((f"{one}=0.7", two), "write it as KEY=WEIGHT"),
         ((f"{one}=1", f"{two}=1", "--how", "sum"), "compose: how: "),
         ((f"{one}=1", f"{two}=1", "--rank", "4"), "cat has no rank of its own"),
     ]:
