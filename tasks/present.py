@@ -9,7 +9,7 @@ from pathlib import Path
 from tasks.core.spec import Json
 from tasks.core.store import Artifact
 
-_TEXTS = ("gates.md", "comparison.md", "report.md", "README.md")
+_TEXTS = ("gates.md", "comparison.md", "search.md", "report.md", "README.md")
 """what a stage wrote for people; the first that is there leads the page"""
 
 
@@ -114,6 +114,8 @@ _HEADLINES = {
     "rewards": "held-out pairs: chosen {chosen_reward/reward_model}, rejected {rejected_reward/reward_model}",
     "profile": "per token {decode_seconds/base} s as the base, {decode_seconds/unmerged} s as trained",
     "comparison": "{methods} methods, {failed} with gaps; best on held-out answers: {best_answers}",
+    "pretrain": "loss {first_loss} -> {last_loss} in {steps} steps, rows {packed_full} full",
+    "search": "{winner} of {trials} trials, {value} against the plan's own {own}",
     "verdict": "{verdict}: {pass} of {gates} gates hold",
     "release": "verdict {verdict}",
 }
