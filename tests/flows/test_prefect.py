@@ -89,8 +89,10 @@ def test_task_runs_are_named_by_stage_and_a_second_run_is_cached(client, shop):
 
 
 def test_each_stage_leaves_a_markdown_artifact_and_its_progress(client, shop):
+    from prefect.client.schemas.sorting import ArtifactSort
+
     run_flow(shop, two, name="Shown Plan")
-    found = {artifact.key: artifact for artifact in client.read_artifacts()}
+    found = {artifact.key: artifact for artifact in client.read_artifacts(sort=ArtifactSort.CREATED_DESC)}
     page = found["shown-plan-second"]
     assert page.type == "markdown"
     assert "| characters | 1 |" in page.data
