@@ -9,7 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 import tiny
 import torch
-from conftest import write_rows
+from tiny import write_rows
 from transformers import AutoTokenizer
 
 from tasks.core.contract import Execution, Run
