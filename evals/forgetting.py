@@ -12,7 +12,7 @@ import math
 from collections.abc import Mapping, Sequence
 
 from evals.scores import Series
-from evals.statistics import Estimate, difference, perplexity_ratio, ratio
+from evals.statistics import Estimate, Sample, difference, perplexity_ratio, ratio
 from tasks.core.errors import DataError
 from tasks.core.spec import Json
 
@@ -75,12 +75,12 @@ def _combined(estimates: Sequence[Estimate], level: float) -> Json:
     return {"value": value, "low": value - half, "high": value + half}
 
 
-def _difference(losses: Losses, one: int, two: int, column: int):  # noqa: ANN202  a Sample
+def _difference(losses: Losses, one: int, two: int, column: int) -> Sample:
     a, b = _paired(losses, one, two, column)
     return ratio(difference(a.values, b.values) * a.weights, a.weights, a.clusters)
 
 
-def _against(losses: Losses, row: int, other: int, column: int):  # noqa: ANN202  a Sample
+def _against(losses: Losses, row: int, other: int, column: int) -> Sample:
     a, b = _paired(losses, row, other, column)
     return perplexity_ratio(a.values, b.values, a.weights, a.clusters)
 
