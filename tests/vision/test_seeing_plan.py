@@ -71,7 +71,7 @@ def folder(tmp_path):
     [
         (["sft.method={name: prompt_tuning}", "reward=null", "policy=null"], "sft: method prompt_tuning"),
         (["reward.method={name: head}"], "reward: method head"),
-        (["compare={methods: [{method: {name: bitfit}}, {method: {name: lora}}]}"], "compare: bitfit: method bitfit"),
+        (["compare={methods: [{method: {name: bitfit}}, {method: {name: lora}}]}"], "compare: method bitfit"),
     ],
 )
 def test_a_method_that_cannot_train_it_is_refused_when_the_plan_is_loaded(folder, overrides, said):
