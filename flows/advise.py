@@ -48,7 +48,7 @@ def need_of(plan: Path | None, asked: Mapping[str, Any]) -> Need:
 def _planned(path: Path) -> tuple[Shape, int | None]:
     """The model of a plan, and its rows of instructions where they are curated."""
     from flows.estimate import known
-    from flows.plan import load
+    from flows.loading import load
 
     return known(load(path))
 

@@ -116,7 +116,7 @@ def estimate(
 ) -> None:
     """Show memory and time of each stage of PLAN before it runs.  Example: align estimate flows/plans/demo.yaml"""
     from flows.estimate import show
-    from flows.plan import load
+    from flows.loading import load
 
     show(load(plan, set_ or []), run_probe=probe, json_output=json_)
 

@@ -11,12 +11,14 @@ from typing import Any
 
 from rich.console import Console
 
+from flows.build import Build
 from flows.compare_plan import ComparePlan
 from flows.console import duration, out, steps_json, steps_table
 from flows.execute import watched
 from flows.explain import Explain, Step
-from flows.pipeline import Build, measured_on, pretrained
-from flows.plan import Plan, load
+from flows.loading import load
+from flows.pipeline import measured_on, pretrained
+from flows.plan import Plan
 from tasks.base import BASE
 from tasks.chain import merges
 from tasks.compare import COMPARISON, COMPARISON_FILE, PLOT_FILE, TEXT_FILE, Compared, ComparisonSpec, part

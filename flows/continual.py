@@ -10,13 +10,13 @@ from typing import Any
 
 from rich.console import Console
 
+from flows.build import Build
 from flows.console import duration, out, steps_json, steps_table
 from flows.continual_plan import ContinualPlan
 from flows.execute import watched
 from flows.explain import Explain, Step
 from flows.inspect import echo_json
-from flows.pipeline import Build
-from flows.plan import load_as
+from flows.loading import load_as
 from tasks.base import BASE
 from tasks.compose import COMPOSE, PART
 from tasks.continual import (

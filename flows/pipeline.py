@@ -3,28 +3,19 @@
 The same lines serve every builder: Prefect runs them, `align plan` looks them up, a benchmark calls the stages directly.
 """
 
-from collections.abc import Mapping
-from typing import Any, Protocol
+from typing import Any
 
+from flows.aligning import aligned
+from flows.build import Build
 from flows.plan import Plan
 from tasks.base import BASE
-from tasks.core.contract import Stage
-from tasks.core.spec import Spec
 from tasks.curate import INSTRUCTIONS, PREFERENCES, PROMPTS, TEXTS
 from tasks.generate import ANSWERS
 from tasks.judge import VERDICT
 from tasks.measure import METRICS, REWARDS, SCORES
 from tasks.merge import MERGE, MergeSpec
 from tasks.release import RELEASE
-from tasks.train import DPO, PRETRAIN, REWARD, SFT
-
-
-class Build(Protocol):
-    """How a stage is asked for.  What it returns is passed on as an input of later stages."""
-
-    def __call__(self, stage: Stage, spec: Spec, inputs: Mapping[str, Any], *, name: str | None = None) -> Any:  # noqa: ANN401
-        """Ask for `stage` under `spec`; `name` tells two uses of one stage apart."""
-        ...
+from tasks.train import PRETRAIN, REWARD, SFT
 
 
 def pipeline(plan: Plan, build: Build) -> None:
@@ -37,10 +28,11 @@ def pipeline(plan: Plan, build: Build) -> None:
     start, before = pretrained(plan, build, base)
     sft = build(SFT, plan.sft, {"policy": start, "data": instructions})
     parent, trained, made = start, sft, {"sft": sft}
-    if plan.reward and plan.policy:
-        reward_model = build(REWARD, plan.reward, {"policy": sft, "data": held_out["preferences"]})
-        parent, trained = sft, build(DPO, plan.policy, {"policy": sft, "data": held_out["preferences"]})
-        made = {"sft": sft, "reward_model": reward_model, "dpo": trained}
+    if plan.reward:
+        made["reward_model"] = build(REWARD, plan.reward, {"policy": sft, "data": held_out["preferences"]})
+    if plan.policy:
+        made |= aligned(plan, build, sft, made.get("reward_model"), held_out)
+        parent, trained = sft, list(made.values())[-1]
     policy = build(MERGE, plan.merge or MergeSpec(), {"policy": trained, "prompts": prompts}) if plan.merges else trained
 
     models = {"candidate": policy, "parent": parent, "base": base}

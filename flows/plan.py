@@ -1,23 +1,21 @@
 # pyright: basic
 """The plan: one closed YAML file, everything that is asked for.  Loading says in one sentence what is wrong with it."""
 
-import difflib
 import json
 import os
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Generator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any, Generic, Protocol, TypeVar
 
-import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
-from pydantic_core import ErrorDetails
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from evals import modules
 from evals.estimates import metric
 from evals.gates import Gate
 from flows.compare_plan import ComparePlan
 from flows.search_plan import SearchPlan
+from tasks.algorithms import ALGORITHMS, PolicySpec
 from tasks.base import BaseSpec, base_request
 from tasks.chain import check_follow, check_merge, check_model, merges
 from tasks.core.build import Workshop
@@ -25,16 +23,17 @@ from tasks.core.contract import Execution
 from tasks.core.errors import SpecError
 from tasks.core.spec import Json
 from tasks.core.store import Store
-from tasks.curate import InstructionsSpec, LabelledSpec, PreferencesSpec, PromptsSpec, TextsSpec
+from tasks.curate import FeedbackSpec, InstructionsSpec, LabelledSpec, PreferencesSpec, PromptsSpec, TextsSpec
 from tasks.generate import AnswersSpec
+from tasks.health import HealthSpec
 from tasks.judge import VerdictSpec
 from tasks.measure import MetricsSpec, RewardsSpec, ScoresSpec
 from tasks.merge import MergeSpec
-from tasks.methods import METHODS as METHOD_ROWS
 from tasks.reading.spec import SourceEntry
 from tasks.release import ReleaseSpec
+from tasks.rewarding import wants_model
 from tasks.smollm import NAME as EMBEDDED
-from tasks.train import DpoSpec, PretrainSpec, RewardSpec, SftSpec
+from tasks.train import PretrainSpec, RewardSpec, SftSpec
 
 _REWARDS = ("reward", "chosen_reward", "rejected_reward")
 _PAIRS = ("chosen_logp", "rejected_logp", "chosen_longer")
@@ -84,7 +83,7 @@ class ModelPlan(Part):
         return self
 
 
-S = TypeVar("S", InstructionsSpec, PreferencesSpec, PromptsSpec, TextsSpec, LabelledSpec)
+S = TypeVar("S", InstructionsSpec, PreferencesSpec, FeedbackSpec, PromptsSpec, TextsSpec, LabelledSpec)
 
 
 class Curated(Part, Generic[S]):
@@ -120,7 +119,11 @@ class DataPlan(Part):
 
     instructions: Curated[InstructionsSpec]
     preferences: Curated[PreferencesSpec] | None = None
-    """needed by `reward`, `policy` and whatever is measured on pairs"""
+    """needed by `reward`, by policies that learn from pairs, and by whatever is measured on pairs"""
+    feedback: Curated[FeedbackSpec] | None = None
+    """answers that people liked or not, for `policy.algorithm: kto`; null: the pairs of `preferences`, taken apart"""
+    practice: Curated[PromptsSpec] | None = None
+    """prompts that a policy learns to answer from rewards; null: those of the training pairs"""
     prompts: Curated[PromptsSpec]
     texts: Curated[TextsSpec] | None = None
     """ordinary text, to see what is forgotten; needed by the metrics of text"""
@@ -189,9 +192,11 @@ class Plan(Part):
     """before SFT, on `data.corpus`"""
     sft: SftSpec
     reward: RewardSpec | None = None
-    """from the SFT policy; null, and `policy` too: SFT is all that is trained"""
-    policy: DpoSpec | None = None
-    """from the SFT policy; without it the SFT policy is the candidate, and its parent what SFT started from"""
+    """from the SFT policy; needed by policies that learn from its scores, and by gates on them"""
+    policy: PolicySpec | None = None
+    """from the SFT policy by `algorithm`; without it the SFT policy is the candidate, and its parent what SFT started from"""
+    health: HealthSpec = HealthSpec()
+    """what the reward model must show before a policy may learn from it"""
     merge: MergeSpec | None = None
     """how the policy becomes one plain model; null: by the defaults, and what cannot be merged stays an adapter"""
     evaluation: EvaluationPlan = EvaluationPlan()
@@ -211,10 +216,7 @@ class Plan(Part):
         """Refuse a method that cannot go on from the policy before it, before anything is trained."""
         if (self.pretrain is None) != (self.data.corpus is None):
             raise ValueError("pretrain needs data.corpus, and data.corpus is for pretrain; give both or neither")
-        if (self.reward is None) != (self.policy is None):
-            raise ValueError("reward and policy go together: the gates of one need the other; give both or neither")
-        if self.reward and not self.data.preferences:
-            raise ValueError("reward and policy need data.preferences; give some, or leave both out")
+        self._check_data()
         steps = [(where, self.sft, after) for where, after in (("reward", self.reward), ("policy", self.policy)) if after]
         for where, before, after in [("sft", self.pretrain, self.sft), *steps] if self.pretrain else steps:
             with _at(where):
@@ -223,6 +225,33 @@ class Plan(Part):
             with _at("merge"):
                 check_merge((self.policy or self.sft).method, config=self.model.config())
         return self
+
+    def _check_data(self) -> None:
+        """Refuse what has nothing to learn from."""
+        data, asked = self.data, self.policy
+        if self.reward and not data.preferences:
+            raise ValueError("reward needs data.preferences; give some, or leave it out")
+        if (data.feedback or data.practice) and asked is None:
+            raise ValueError("data.feedback and data.practice are for a policy; add one, or leave them out")
+        if asked is None:
+            return
+        source = ALGORITHMS[asked.algorithm].learns_from
+        if source == "pairs" and not data.preferences:
+            raise ValueError(f"policy: {asked.algorithm} needs data.preferences; give some, or use another algorithm")
+        if source == "feedback" and not (data.feedback or data.preferences):
+            raise ValueError("policy: kto needs data.feedback or data.preferences; give some, or use another algorithm")
+        if data.feedback and source != "feedback":
+            raise ValueError("data.feedback is for policy.algorithm: kto; leave it out, or use that")
+        if source == "answers" and not (data.practice or data.preferences):
+            raise ValueError(f"policy: {asked.algorithm} needs prompts to answer: data.practice, or those of data.preferences")
+        if data.practice and source != "answers":
+            raise ValueError("data.practice is for policies that learn from their own answers; leave it out, or use ppo, say")
+        if data.practice and (shared := set(data.practice.paths.values()) & set(data.prompts.paths.values())):
+            raise ValueError(f"data.practice: {sorted(shared)[0].name} is measured on too; practise on other prompts")
+        if wants_model(getattr(asked, "rewards", ())) and not self.reward:
+            raise ValueError(
+                "policy: its reward is a reward model's, and the plan has none; add reward, or name rules in rewards"
+            )
 
     @model_validator(mode="after")
     def _fits_the_model(self) -> "Plan":
@@ -257,7 +286,7 @@ class Plan(Part):
     def _measurable(self) -> "Plan":
         """Refuse a gate that nothing in the plan would measure."""
         missing = {
-            **({} if self.reward else dict.fromkeys(_REWARDS, "a reward model, and the plan has no reward and policy")),
+            **({} if self.reward else dict.fromkeys(_REWARDS, "a reward model, and the plan has no reward")),
             **({} if self.data.preferences else dict.fromkeys(_PAIRS, "pairs, and the plan has no data.preferences")),
             **({} if self.data.texts else {"text_nll": "ordinary text, and the plan has no data.texts"}),
         }
@@ -334,151 +363,6 @@ def models_folder() -> Path:
     if named := os.environ.get("ALIGN_MODELS"):
         return Path(named).absolute()
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "alignflow" / "models"
-
-
-P = TypeVar("P", bound=Part)
-
-
-def load(path: Path, overrides: Sequence[str] = ()) -> Plan:
-    """Read a plan file; `overrides` are `policy.beta=0.2`.  Raises SpecError, in one sentence, for anything wrong with it."""
-    return load_as(Plan, path, overrides)
-
-
-def load_as(kind: type[P], path: Path, overrides: Sequence[str] = ()) -> P:
-    """The same for a plan of another kind, which has a `store`."""
-    raw = read(path, overrides)
-    for field, command in _TELLING.items():
-        if (field in raw) > (field in kind.model_fields):
-            raise SpecError(f"{path}: this is a plan for {command}, as its field `{field}` says")
-        if field in kind.model_fields and field not in raw:
-            raise SpecError(f"{path}: this is no plan for {command}: it has no field `{field}`")
-    relocated(raw, path.absolute().parent)
-    store = raw.setdefault("store", {})
-    if isinstance(store, dict):
-        store["root"] = os.environ.get("ALIGN_STORE") or str(Path(store.get("root", "store")).absolute())
-    try:
-        return kind.model_validate(raw)
-    except ValidationError as error:
-        found = [_sentence(detail, kind) for detail in _causes(error.errors())]
-        more = f" (and {len(found) - 3} more)" if len(found) > 3 else ""
-        raise SpecError(f"{path}: {'; '.join(found[:3])}{more}") from error
-
-
-_TELLING = {"task": "`align run` and its like, of a task head", "tasks": "`align continual`"}
-"""field that only one kind of plan has -> what takes such a plan"""
-
-
-def read(path: Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
-    """The fields of a plan file as they are written, with `overrides` set.  Raises SpecError where there are none."""
-    try:
-        raw = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise SpecError(f"{path}: {error.strerror}; give the path of a plan such as flows/plans/demo.yaml") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise SpecError(f"{path}: not readable as YAML: {' '.join(str(error).split())}") from error
-    if not isinstance(raw, dict):
-        raise SpecError(f"{path}: a plan is a mapping of fields, this is {type(raw).__name__}")
-    for override in overrides:
-        _override(raw, override)
-    return raw
-
-
-def _override(raw: dict[str, Any], override: str) -> None:
-    """Set one field: `policy.beta=0.2`, `gates.0.at_least=0.6`; the value is read as YAML."""
-    where, equals, text = override.partition("=")
-    if not equals or not where:
-        raise SpecError(f"--set {override}: write it as field=value, for example policy.beta=0.2")
-    *parents, last = where.split(".")
-    at: Any = raw
-    try:
-        for name in parents:
-            at = at[int(name)] if isinstance(at, list) else at.setdefault(name, {})
-        at[int(last) if isinstance(at, list) else last] = yaml.safe_load(text)
-    except (TypeError, ValueError, IndexError, AttributeError, yaml.YAMLError) as error:
-        raise SpecError(f"--set {override}: the plan has no such place") from error
-
-
-def relocated(raw: dict[str, Any], folder: Path) -> None:
-    """Make the paths of the plan absolute: they are relative to the file that names them."""
-    model = raw.get("model")
-    if isinstance(model, dict) and isinstance(base := model.get("base"), str) and base.startswith((".", "/", "~")):
-        local = (folder / Path(base).expanduser()).resolve()
-        if not local.is_dir():
-            raise SpecError(f"model.base: {local} is not a folder")
-        model["base"] = str(local)
-    _anchor(raw, folder)
-
-
-def _anchor(at: object, folder: Path) -> None:
-    """Make the paths of all `sources` below `at` absolute."""
-    for part in at.values() if isinstance(at, dict) else at if isinstance(at, list) else ():
-        _anchor(part, folder)
-        if isinstance(part, dict) and "sources" in part:
-            entries = part["sources"] if isinstance(part["sources"], list) else [part["sources"]]
-            part["sources"] = [_anchored(entry, folder) for entry in entries]
-
-
-def _anchored(entry: object, folder: Path) -> object:
-    """One source with its paths made absolute; a bare text is a path."""
-    fields = {"path": entry} if isinstance(entry, str) else entry
-    if not isinstance(fields, dict):
-        return fields
-    named = {name: path for name in ("path", "images") if isinstance(path := fields.get(name), str)}
-    return {**fields, **{name: str((folder / Path(path).expanduser()).resolve()) for name, path in named.items()}}
-
-
-def _causes(details: list[ErrorDetails]) -> list[ErrorDetails]:
-    """Without those that only follow from another: defaults of a wrong field, a list empty but for a wrong item."""
-
-    def follows(one: ErrorDetails) -> bool:
-        inside = any(other is not one and other["loc"][: len(one["loc"])] == one["loc"] for other in details)
-        return one["type"] == "default_factory_not_called" or (one["type"] == "too_short" and inside)
-
-    return [detail for detail in details if not follows(detail)]
-
-
-def _sentence(detail: ErrorDetails, kind: type[Part]) -> str:
-    """One pydantic error as people read it: `policy.beta: must be greater than 0, got -1`."""
-    skipped = {"rules"}
-    where = ".".join(str(part) for part in detail["loc"] if part not in skipped and not _is_tag(part))
-    if detail["type"] == "extra_forbidden":
-        known = _fields(kind, detail["loc"])
-        near = difflib.get_close_matches(str(detail["loc"][-1]), known, 1)
-        return f"{where}: no such field" + (f"; did you mean {near[0]}?" if near else "")
-    if detail["type"] == "missing":
-        return f"{where}: missing"
-    said = detail["msg"].removeprefix("Value error, ").removeprefix("Input ")
-    got = detail["input"]
-    shown = f", got {got!r}" if isinstance(got, int | float | str | None) else ""
-    return f"{where}: {said}{shown}" if where else said
-
-
-def _is_tag(part: int | str) -> bool:
-    """Whether pydantic put the chosen member of a union into the location."""
-    return part in METHOD_ROWS
-
-
-def _fields(kind: type[Part], location: tuple[int | str, ...]) -> list[str]:
-    """Names that would have been right where an unknown field stands."""
-    schema: Any = kind.model_json_schema()
-    definitions: Mapping[str, Any] = schema["$defs"]
-
-    def resolve(at: Any) -> Any:  # noqa: ANN401
-        options = [option for option in at.get("anyOf", [at]) if option.get("type") != "null"]
-        at = options[0] if len(options) == 1 else at  # a part that may be left out
-        while "$ref" in at:
-            at = definitions[at["$ref"].rpartition("/")[2]]
-        return at
-
-    at = schema
-    for part in location[:-1]:
-        at = resolve(at)
-        if isinstance(part, int) or part in at.get("required", []) or part in at.get("properties", {}):
-            at = at.get("items", at) if isinstance(part, int) else at["properties"].get(part, at)
-        for option in (*at.get("oneOf", ()), *at.get("anyOf", ())):
-            if resolve(option).get("properties", {}).get("name", {}).get("const") == part:
-                at = option
-    return list(resolve(at).get("properties", {}))
 
 
 def as_json(plan: Asked) -> dict[str, Json]:

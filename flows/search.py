@@ -14,11 +14,13 @@ from typing import TYPE_CHECKING, Any
 import yaml
 from rich.console import Console
 
+from flows.build import Build
 from flows.console import duration, out
 from flows.execute import watched
 from flows.explain import Explain, Step
-from flows.pipeline import Build, pretrained
-from flows.plan import Plan, load, read, relocated
+from flows.loading import load, read, relocated
+from flows.pipeline import pretrained
+from flows.plan import Plan
 from flows.search_plan import SearchPlan
 from tasks.base import BASE
 from tasks.core.errors import AlignError, SpecError

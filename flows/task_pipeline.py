@@ -4,9 +4,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TypeAlias
 
-from flows.pipeline import Build
+from flows.build import Build
+from flows.loading import load_as, read
 from flows.pipeline import pipeline as chat_pipeline
-from flows.plan import Plan, load_as, read
+from flows.plan import Plan
 from flows.task_plan import TaskPlan
 from tasks.base import BASE
 from tasks.curate import LABELLED
@@ -40,6 +41,6 @@ def pipeline(plan: AnyPlan, build: Build) -> None:
 
 
 def load(path: Path, overrides: Sequence[str] = ()) -> AnyPlan:
-    """Read a plan file of either kind; one with the field `task` is for a task head.  Raises SpecError as `flows.plan.load`."""
+    """Read a plan file of either kind; one with the field `task` is for a task head.  Raises SpecError as `loading.load`."""
     kind = TaskPlan if "task" in read(path, overrides) else Plan
     return load_as(kind, path, overrides)

@@ -88,7 +88,8 @@ def check_merge(*methods: AnyMethod, config: Mapping[str, Any] | None = None) ->
 _DECODERS: dict[StageName, str] = {
     "pretrain": "its trainer packs texts for a decoder",
     "reward": "a reward model scores a text at the last token a decoder reads",
-    "dpo": "its trainer compares answers within one text that a decoder reads",
+    **dict.fromkeys(("dpo", "kto", "orpo"), "its trainer compares answers within one text that a decoder reads"),
+    **dict.fromkeys(("grpo", "rloo", "ppo"), "its answers are rewarded within one text that a decoder reads"),
     "task": "a task head sits on an encoder or a decoder",
 }
 """stages that cannot train an encoder-decoder model, and why"""

@@ -81,6 +81,10 @@ class PreferencesSpec(SplitSpec):
     """Pairs of a better and a worse answer to the same prompt."""
 
 
+class FeedbackSpec(SplitSpec):
+    """Answers that people liked or did not, one at a time."""
+
+
 class PromptsSpec(PromptLimits):
     """Prompts to answer, with a reference where the source has one."""
 
@@ -218,6 +222,11 @@ def labelled(spec: LabelledSpec, inputs: Inputs, out: Path, run: Run) -> Metrics
     return _curate(RECIPES["labelled"], spec, inputs, out, run)
 
 
+def feedback(spec: FeedbackSpec, inputs: Inputs, out: Path, run: Run) -> Metrics:
+    """Write `train.parquet` and `heldout.parquet`: id, conversation, task, prompt, answer, liked, source, line."""
+    return _curate(RECIPES["feedback"], spec, inputs, out, run)
+
+
 def _sql_of(kind: RawKind) -> Callable[[Spec], Mapping[str, str]]:
     return lambda spec: sql.texts(RECIPES[kind].texts())
 
@@ -225,6 +234,7 @@ def _sql_of(kind: RawKind) -> Callable[[Spec], Mapping[str, str]]:
 INSTRUCTIONS = Stage("curate-instructions", 1, "instructions", instructions, _sql_of("instructions"))
 PREFERENCES = Stage("curate-preferences", 1, "preferences", preferences, _sql_of("preferences"))
 PROMPTS = Stage("curate-prompts", 1, "prompts", prompts, _sql_of("prompts"))
+FEEDBACK = Stage("curate-feedback", 1, "feedback", feedback, _sql_of("feedback"))
 TEXTS = Stage("curate-texts", 1, "texts", texts, _sql_of("texts"))
 LABELLED = Stage("curate-labelled", 1, "labelled", labelled, _sql_of("labelled"))
 

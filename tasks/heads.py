@@ -19,7 +19,7 @@ from tasks.core.spec import Spec, to_json
 from tasks.generate import alone
 from tasks.methods import learning_rate
 from tasks.policy import HeadKind
-from tasks.train import TrainSpec
+from tasks.train import RowsSpec
 
 KINDS: tuple[HeadKind, ...] = get_args(HeadKind)
 FORMS: dict[HeadKind, str] = {
@@ -46,7 +46,7 @@ MAJORITY = "majority"
 """the subject that always gives the most frequent label of the training data"""
 
 
-class TaskSpec(TrainSpec):
+class TaskSpec(RowsSpec):
     """Train a head for a task, and the model under it by the method, on labelled rows."""
 
     stage = "task"

@@ -13,8 +13,8 @@ from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt, field_
 from tasks.core.errors import SpecError
 from tasks.core.spec import Spec
 
-StageName: TypeAlias = Literal["pretrain", "sft", "reward", "dpo", "task"]
-"""what can be trained: plain text, answers, a reward head, preferences, a task head"""
+StageName: TypeAlias = Literal["pretrain", "sft", "reward", "dpo", "kto", "orpo", "grpo", "rloo", "ppo", "task"]
+"""what can be trained: plain text, answers, a reward head, a policy (by preferences, then by rewards), a task head"""
 STAGES: tuple[StageName, ...] = get_args(StageName)
 Architecture: TypeAlias = Literal["decoder", "encoder", "encoder-decoder"]
 
@@ -247,7 +247,9 @@ class MethodRow:
 
     def describe(self) -> dict[str, str]:
         """The row as a table shows it."""
-        stages = "all" if len(self.learning_rate) == len(STAGES) else ", ".join(self.learning_rate)
+        few = len(self.refuses) <= len(STAGES) / 2
+        stages = f"all but {', '.join(self.refuses)}" if few else ", ".join(self.learning_rate)
+        stages = stages if self.refuses else "all"
         rates = {stage: f"{rate:g}" for stage, rate in self.learning_rate.items()}
         shown = f"{rates.get('sft', rates['reward'])}" + (f", dpo {rates['dpo']}" if "dpo" in rates else "")
         return {
@@ -259,17 +261,43 @@ class MethodRow:
         }
 
 
+def _aligned(rates: dict[StageName, float]) -> dict[StageName, float]:
+    """`rates` with those of DPO's relatives: its own, but for ORPO, which imitates at the same time."""
+    return {**rates, "kto": rates["dpo"], "orpo": rates["sft"] / 4}
+
+
+def _sampled(rates: dict[StageName, float]) -> dict[StageName, float]:
+    """`rates` with those of the stages that learn from their own answers: DPO's."""
+    return {**rates, "grpo": rates["dpo"], "rloo": rates["dpo"]}
+
+
 def _rates(sft: float, *, packs: bool = True, after: float | None = None) -> dict[StageName, float]:
-    """Rates of every stage from that of SFT; DPO's is a tenth.  `after`: of the stages that find the network gone."""
+    """Rates of every stage that trains on rows, from that of SFT; DPO's is a tenth.
+
+    `after`: of the stages that find the network gone.
+    """
     rest = after or sft
-    rates: dict[StageName, float] = {"sft": sft, "reward": rest, "dpo": rest / 10, "task": sft}
+    rates = _aligned({"sft": sft, "reward": rest, "dpo": rest / 10, "task": sft})
     return {"pretrain": sft, **rates} if packs else rates
 
 
+def _low_rank(sft: float) -> dict[StageName, float]:
+    """The same, and of the stages that sample: PPO's policy, value and reward are such adapters on one base."""
+    rates = _sampled(_rates(sft))
+    return {**rates, "ppo": rates["dpo"]}
+
+
 _NO_LM_HEAD = "it trains nothing but a new head, and a language model keeps its own"
-_NO_LORA_HEAD: dict[StageName, str] = {"pretrain": _NO_LM_HEAD, "sft": _NO_LM_HEAD, "dpo": _NO_LM_HEAD}
+_NO_LORA_HEAD: dict[StageName, str] = dict.fromkeys(("pretrain", "sft", "dpo", "kto", "orpo", "grpo", "rloo", "ppo"), _NO_LM_HEAD)
+_NO_PPO: dict[StageName, str] = {"ppo": "policy, value and reward are low-rank adapters that share one base"}
+_ON_ROWS: dict[StageName, str] = {
+    **dict.fromkeys(("grpo", "rloo"), "the reference of its trainer would be another model than the SFT policy"),
+    **_NO_PPO,
+}
+"""for methods that train on rows alone"""
 _PACKED: dict[StageName, str] = {
-    "pretrain": "a packed row holds several texts, and its vectors would stand before the first alone"
+    "pretrain": "a packed row holds several texts, and its vectors would stand before the first alone",
+    **_ON_ROWS,
 }
 _SOFT = "its vectors are part of the input, not of a weight"
 _PREFIX = "its keys and values belong to no token, so no weight yields them"
@@ -279,8 +307,9 @@ METHODS: dict[str, MethodRow] = {
         Full,
         "every weight; the most memory, the reference for quality",
         "-",
-        {"pretrain": 2e-5, "sft": 2e-5, "reward": 1e-5, "dpo": 1e-6, "task": 2e-5},
+        _sampled(_aligned({"pretrain": 2e-5, "sft": 2e-5, "reward": 1e-5, "dpo": 1e-6, "task": 2e-5})),
         merges_into="is the model",
+        refuses=_NO_PPO,
         adapter=False,
     ),
     "head": MethodRow(
@@ -299,19 +328,20 @@ METHODS: dict[str, MethodRow] = {
         _rates(5e-4),
         merges_into=None,
         keeps="its modules are not linear; they stay in the model and cost time in use",
+        refuses=_ON_ROWS,
     ),
     "lora": MethodRow(
         Lora,
         "a low-rank update of each linear layer; about 1-3 % of the weights",
         "arXiv:2106.09685",
-        _rates(2e-4),
+        _low_rank(2e-4),
         merges_into="base",
     ),
     "qlora": MethodRow(
         Qlora,
         "LoRA on a base in 4 bits; the least memory, slower",
         "arXiv:2305.14314",
-        _rates(2e-4),
+        _low_rank(2e-4),
         merges_into="de-quantised base",
         quantised=True,
     ),
@@ -319,21 +349,21 @@ METHODS: dict[str, MethodRow] = {
         Dora,
         "as LoRA, with a magnitude of its own for each output",
         "arXiv:2402.09353",
-        _rates(2e-4),
+        _low_rank(2e-4),
         merges_into="base",
     ),
     "lora_plus": MethodRow(
         LoraPlus,
         "as LoRA; B learns 16 times as fast as A",
         "arXiv:2402.12354",
-        _rates(5e-5),
+        _low_rank(5e-5),
         merges_into="base",
     ),
     "rslora": MethodRow(
         RsLora,
         "as LoRA, scaled by alpha / sqrt(rank): for high ranks",
         "arXiv:2312.03732",
-        _rates(1e-4),
+        _low_rank(1e-4),
         merges_into="base",
     ),
     "pissa": MethodRow(
@@ -342,6 +372,7 @@ METHODS: dict[str, MethodRow] = {
         "arXiv:2404.02948",
         _rates(1e-4),
         merges_into="base",
+        refuses=_ON_ROWS,
     ),
     "olora": MethodRow(
         Olora,
@@ -349,6 +380,7 @@ METHODS: dict[str, MethodRow] = {
         "arXiv:2406.01775",
         _rates(1e-4),
         merges_into="base",
+        refuses=_ON_ROWS,
     ),
     "loftq": MethodRow(
         Loftq,
@@ -357,6 +389,7 @@ METHODS: dict[str, MethodRow] = {
         _rates(2e-4),
         merges_into="de-quantised base",
         quantised=True,
+        refuses=_ON_ROWS,
     ),
     "prompt_tuning": MethodRow(
         PromptTuning,
@@ -402,6 +435,7 @@ METHODS: dict[str, MethodRow] = {
         "arXiv:2205.05638",
         _rates(3e-3),
         merges_into="base",
+        refuses=_ON_ROWS,
     ),
     "bitfit": MethodRow(
         BitFit,
@@ -409,6 +443,7 @@ METHODS: dict[str, MethodRow] = {
         "arXiv:2106.10199",
         _rates(1e-3),
         merges_into="base",
+        refuses=_ON_ROWS,
     ),
     "layer_norm": MethodRow(
         LayerNormTuning,
@@ -416,13 +451,15 @@ METHODS: dict[str, MethodRow] = {
         "arXiv:2312.11420",
         _rates(1e-3),
         merges_into="base",
+        refuses=_ON_ROWS,
     ),
     "moe_experts": MethodRow(
         MoeExperts,
         "the experts of a mixture-of-experts model",
         "-",
-        {"pretrain": 2e-5, "sft": 2e-5, "reward": 1e-5, "dpo": 1e-6, "task": 2e-5},
+        _aligned({"pretrain": 2e-5, "sft": 2e-5, "reward": 1e-5, "dpo": 1e-6, "task": 2e-5}),
         merges_into="is the model",
+        refuses=_ON_ROWS,
         adapter=False,
         architectures=("decoder",),
     ),
@@ -430,8 +467,9 @@ METHODS: dict[str, MethodRow] = {
         MoeRouter,
         "the router of a mixture-of-experts model",
         "-",
-        {"pretrain": 1e-4, "sft": 1e-4, "reward": 1e-4, "dpo": 1e-5, "task": 1e-4},
+        _aligned({"pretrain": 1e-4, "sft": 1e-4, "reward": 1e-4, "dpo": 1e-5, "task": 1e-4}),
         merges_into="is the model",
+        refuses=_ON_ROWS,
         adapter=False,
         architectures=("decoder",),
     ),

@@ -1,4 +1,7 @@
-"""The training stages: pre-training, supervised fine-tuning, reward model, DPO.  Specs and stages; a child does the work."""
+"""The training stages: pre-training, supervised fine-tuning, reward model.  Specs and stages; a child does the work.
+
+What makes the policy after them is in `preference`, `ppo`, `group` and `rounds`; `algorithms` lists it.
+"""
 
 from functools import partial
 from typing import Annotated, Any, ClassVar, Literal
@@ -13,7 +16,8 @@ from tasks.methods import Lora, Method, StageName, check_stage, learning_rate
 Share = Annotated[float, Field(ge=0, le=1)]
 
 
-def _rate(stage: StageName) -> Any:  # noqa: ANN401  pydantic's own field type
+def rate(stage: StageName) -> Any:  # noqa: ANN401  pydantic's own field type
+    """The default of a spec's `method` in `stage`, as a field."""
     return Field(default_factory=lambda data: learning_rate(stage, data["method"]))
 
 
@@ -25,12 +29,8 @@ class TrainSpec(Spec):
     """how weights are made trainable"""
     learning_rate: PositiveFloat
     """at the peak of the schedule; null: the method's default for this stage"""
-    epochs: PositiveFloat = 1.0
-    """passes over the data; the last batch is filled up from the next pass"""
-    max_steps: PositiveInt | None = None
-    """optimiser steps instead of epochs"""
     global_batch: PositiveInt = 16
-    """rows (pairs) per optimiser step, over all processes and accumulation"""
+    """rows (pairs, answers) per optimiser step, over all processes and accumulation"""
     max_length: PositiveInt = 1024
     """tokens of one text, prompt included"""
     warmup: Share = 0.1
@@ -43,8 +43,6 @@ class TrainSpec(Spec):
     """longer gradients are scaled down to this length"""
     seed: NonNegativeInt = 0
     """of initial adapters and heads, data order and dropout"""
-    dropped_budget: Share = 0.01
-    """share of rows that may be left out because they do not fit max_length, before the stage fails"""
 
     @model_validator(mode="before")
     @classmethod
@@ -61,38 +59,38 @@ class TrainSpec(Spec):
         return method
 
 
-class PretrainSpec(TrainSpec):
+class RowsSpec(TrainSpec):
+    """What training on rows that are there beforehand is asked for."""
+
+    epochs: PositiveFloat = 1.0
+    """passes over the data; the last batch is filled up from the next pass"""
+    max_steps: PositiveInt | None = None
+    """optimiser steps instead of epochs"""
+    dropped_budget: Share = 0.01
+    """share of rows that may be left out because they do not fit max_length, before the stage fails"""
+
+
+class PretrainSpec(RowsSpec):
     """Go on with pre-training on plain text: the next token, every token, rows packed full of texts."""
 
     stage = "pretrain"
-    learning_rate: PositiveFloat = _rate("pretrain")
+    learning_rate: PositiveFloat = rate("pretrain")
 
 
-class SftSpec(TrainSpec):
+class SftSpec(RowsSpec):
     """Imitate the assistant's turns of the instructions."""
 
     stage = "sft"
-    learning_rate: PositiveFloat = _rate("sft")
+    learning_rate: PositiveFloat = rate("sft")
 
 
-class RewardSpec(TrainSpec):
+class RewardSpec(RowsSpec):
     """Score answers so that chosen beat rejected (Bradley-Terry), starting from the SFT policy with a scalar head."""
 
     stage = "reward"
-    learning_rate: PositiveFloat = _rate("reward")
+    learning_rate: PositiveFloat = rate("reward")
     center_rewards_coefficient: NonNegativeFloat = 0.01
     """weight of the squared sum of a pair's scores, which pulls their mean to 0 (arXiv:2312.09244)"""
-
-
-class DpoSpec(TrainSpec):
-    """Prefer chosen over rejected answers, staying near the SFT policy (arXiv:2305.18290)."""
-
-    stage = "dpo"
-    learning_rate: PositiveFloat = _rate("dpo")
-    beta: PositiveFloat = 0.1
-    """pull to the reference, in 1/nats"""
-    loss: Literal["sigmoid"] = "sigmoid"
-    """eq. 7 of the paper"""
 
 
 PRETRAIN = Stage("pretrain", 1, "policy", partial(on_base, "pretrain"), heavy=True)
@@ -100,6 +98,4 @@ PRETRAIN = Stage("pretrain", 1, "policy", partial(on_base, "pretrain"), heavy=Tr
 SFT = Stage("sft", 1, "policy", partial(on_base, "sft"), heavy=True)
 """inputs: policy, data (instructions)"""
 REWARD = Stage("reward", 1, "reward_model", partial(on_base, "reward"), heavy=True)
-"""inputs: policy (the SFT policy), data (preferences)"""
-DPO = Stage("dpo", 1, "policy", partial(on_base, "dpo"), heavy=True)
 """inputs: policy (the SFT policy), data (preferences)"""

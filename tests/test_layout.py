@@ -37,7 +37,7 @@ def test_help_imports_neither_prefect_nor_torch_nor_pydantic():
 
 def test_looking_a_plan_up_imports_neither_prefect_nor_torch():
     heavy = {"prefect", "torch", "transformers", "trl", "peft", "datasets", "evaluate", "scipy", "pandas", "matplotlib"}
-    assert imported("import flows.explain, flows.pipeline, flows.plan, flows.execute") & heavy == set()
+    assert imported("import flows.explain, flows.pipeline, flows.loading, flows.execute") & heavy == set()
 
 
 @pytest.mark.parametrize("package", ["flows", "tasks", "evals"])

@@ -5,7 +5,8 @@ from tasks.chain import check_merge, follow, same_shape
 from tasks.core.contract import Identity
 from tasks.core.errors import SpecError
 from tasks.methods import METHODS, STAGES, Full, Lora, PrefixTuning, Qlora
-from tasks.train import SFT, DpoSpec, RewardSpec, SftSpec
+from tasks.preference import DpoSpec
+from tasks.train import SFT, RewardSpec, SftSpec
 
 
 def key(spec):

@@ -13,9 +13,9 @@ from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt
 from tasks.core.spec import Json, Spec, canonical, sha256, to_json
 
 Kind = Literal[
-    "instructions", "preferences", "prompts", "texts", "labelled",
+    "instructions", "preferences", "feedback", "prompts", "texts", "labelled",
     "policy", "reward_model", "answers", "scores", "verdict", "release",
-    "profile", "comparison", "forgetting", "search",
+    "profile", "comparison", "forgetting", "search", "health",
 ]  # fmt: skip
 Metrics: TypeAlias = dict[str, Json]
 Inputs: TypeAlias = Mapping[str, Path]

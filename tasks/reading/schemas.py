@@ -13,7 +13,7 @@ from tasks.reading.rows import ANSWER, DIALOGUE, LABELS, LINE, PROMPT, Item, Row
 from tasks.reading.spec import Schema, SourceSpec
 from tasks.reading.turns import Refused
 
-RawKind: TypeAlias = Literal["instructions", "preferences", "prompts", "texts", "labelled"]
+RawKind: TypeAlias = Literal["instructions", "preferences", "feedback", "prompts", "texts", "labelled"]
 Keys: TypeAlias = "set[str]"
 
 

@@ -21,7 +21,7 @@ from tasks.core.launch import EVENT
 from tasks.core.secrets import redact
 
 JOBS = (
-    "pretrain", "sft", "reward", "dpo", "heads", "merge", "compose",
+    "pretrain", "sft", "reward", "dpo", "kto", "orpo", "grpo", "rloo", "ppo", "heads", "merge", "compose",
     "generate", "score", "rewards", "metrics", "predict", "profile",
 )  # fmt: skip
 

@@ -23,7 +23,7 @@ from trl.trainer.dpo_trainer import DataCollatorForPreference, DPOTrainer
 from tasks.core.contract import Inputs, Metrics, Progress, Run
 from tasks.core.errors import AlignError
 from tasks.core.files import write_json
-from tasks.train import DpoSpec
+from tasks.preference import DpoSpec
 from tasks.training.adapters import start
 from tasks.training.batches import soft_prompt
 from tasks.training.data import encode_pairs, read_rows, schedule

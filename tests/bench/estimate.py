@@ -71,7 +71,8 @@ def _random(folder: Path, sizes: tuple[int, ...]) -> Path:
 
 def spec(stage: str, method: dict[str, Any]) -> Any:
     """The stage's spec at its defaults."""
-    from tasks.train import DpoSpec, RewardSpec, SftSpec
+    from tasks.preference import DpoSpec
+    from tasks.train import RewardSpec, SftSpec
 
     kind = {"sft": SftSpec, "dpo": DpoSpec, "reward": RewardSpec}[stage]
     return kind.model_validate({"method": method})

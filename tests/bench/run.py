@@ -136,8 +136,8 @@ print(json.dumps({{"direct": direct / COUNT, "flow": (ended - started) / COUNT}}
 
 def bench_training(report: Callable[..., None]) -> None:
     """The demo's training stages against one plain TRL script each: same data, same number of steps, whole processes."""
+    from flows.loading import load
     from flows.pipeline import pipeline
-    from flows.plan import load
 
     steps = int(os.environ.get("ALIGN_BENCH_STEPS", "8"))
     few = [f"{part}.max_steps={steps}" for part in ("sft", "reward", "policy")]

@@ -8,7 +8,8 @@ import pytest
 from smoke import ended, write_smoke
 
 from flows.compare import look, part_of
-from flows.plan import Plan, load
+from flows.loading import load
+from flows.plan import Plan
 from tasks.core.errors import SpecError
 
 DEMO = Path(__file__).parents[2] / "flows" / "plans" / "demo.yaml"

@@ -12,7 +12,7 @@ from lessons import ANSWERS, LORA, PLAN, write_task
 
 from flows.continual import lessons
 from flows.continual_plan import ContinualPlan
-from flows.plan import load_as
+from flows.loading import load_as
 from tasks.continual import read_forgetting
 from tasks.core.contract import Execution
 from tasks.core.errors import SpecError

@@ -4,8 +4,9 @@ from pathlib import Path
 
 import pytest
 
+from flows.loading import load
 from flows.pipeline import pipeline
-from flows.plan import Plan, load
+from flows.plan import Plan
 from flows.task_pipeline import load as load_any
 from tasks.core.errors import SpecError
 

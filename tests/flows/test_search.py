@@ -12,7 +12,8 @@ import pytest
 import yaml
 from smoke import ended, write_smoke
 
-from flows.plan import Plan, load
+from flows.loading import load
+from flows.plan import Plan
 from flows.search import search, target_of, winner, write_winner
 from tasks.core.errors import SpecError
 from tasks.search import SEARCH_FILE

@@ -7,8 +7,9 @@ import tiny
 from smoke import ended, write_smoke
 
 from flows.compare import branches
+from flows.loading import load
 from flows.pipeline import pipeline
-from flows.plan import Plan, load
+from flows.plan import Plan
 from tasks.core.errors import SpecError
 from tasks.policy import read_record
 

@@ -27,7 +27,8 @@ from tasks.core.errors import SpecError
 from tasks.core.files import tree
 from tasks.merge import MergeSpec
 from tasks.policy import ADAPTERS, MODEL, read_record
-from tasks.train import DpoSpec, RewardSpec, SftSpec
+from tasks.preference import DpoSpec
+from tasks.train import RewardSpec, SftSpec
 from tasks.training.methods.bitfit import BitFitConfig, places, switches
 from tasks.training.models import load, quantization
 

@@ -12,7 +12,8 @@ from transformers import JambaConfig, JambaForCausalLM, MambaConfig, MambaForCau
 from tasks.core.errors import SpecError
 from tasks.core.files import tree
 from tasks.policy import ADAPTERS, read_record
-from tasks.train import DpoSpec, RewardSpec, SftSpec
+from tasks.preference import DpoSpec
+from tasks.train import RewardSpec, SftSpec
 from tasks.training.methods.bottleneck import BottleneckConfig, BottleneckLayer, NormLayer, places
 
 pytestmark = [

@@ -12,7 +12,8 @@ from tasks.core.contract import Execution, Run
 from tasks.core.errors import AlignError, SpecError
 from tasks.core.files import tree
 from tasks.policy import read_record
-from tasks.train import DpoSpec, RewardSpec, SftSpec
+from tasks.preference import DpoSpec
+from tasks.train import RewardSpec, SftSpec
 from tasks.training import compose
 from tasks.training.models import load
 

@@ -7,7 +7,8 @@ from safetensors.torch import load_file
 from tasks.core.contract import Execution, Run
 from tasks.core.errors import MachineError, SpecError
 from tasks.core.launch import MICRO_BATCH, run_child
-from tasks.train import DpoSpec, RewardSpec, SftSpec
+from tasks.preference import DpoSpec
+from tasks.train import RewardSpec, SftSpec
 from tasks.training import preflight
 
 pytestmark = [

@@ -11,7 +11,8 @@ from tasks.core.contract import Execution, Run
 from tasks.core.errors import AlignError, DataError, SpecError
 from tasks.core.files import DigestCache, remove, tree
 from tasks.policy import base_path, read_record
-from tasks.train import DpoSpec, RewardSpec, SftSpec
+from tasks.preference import DpoSpec
+from tasks.train import RewardSpec, SftSpec
 from tasks.training import dpo
 from tasks.training.data import Encoder
 from tasks.training.models import load

@@ -21,7 +21,8 @@ from tasks.core.files import tree
 from tasks.merge import MergeSpec
 from tasks.methods import METHODS
 from tasks.policy import read_record
-from tasks.train import DpoSpec, RewardSpec, SftSpec
+from tasks.preference import DpoSpec
+from tasks.train import RewardSpec, SftSpec
 from tasks.training.__main__ import HARMLESS
 from tasks.training.adapters import start
 from tasks.training.methods.table import BUILDERS

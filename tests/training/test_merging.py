@@ -9,7 +9,7 @@ from tasks.core.errors import AlignError, DataError
 from tasks.core.files import tree
 from tasks.merge import MergeSpec
 from tasks.policy import read_record
-from tasks.train import DpoSpec
+from tasks.preference import DpoSpec
 from tasks.training import merge
 from tasks.training.models import load
 

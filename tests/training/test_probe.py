@@ -6,8 +6,9 @@ import tiny
 from tasks.core.contract import Execution, Run
 from tasks.core.errors import SpecError
 from tasks.policy import base_path, read_record
+from tasks.preference import DpoSpec
 from tasks.probe import _ROWS, able, probe
-from tasks.train import DpoSpec, RewardSpec, SftSpec
+from tasks.train import RewardSpec, SftSpec
 from tasks.workload import Reader
 
 

@@ -14,7 +14,8 @@ from tasks.core.contract import Execution, Run
 from tasks.core.errors import Killed
 from tasks.core.files import tree
 from tasks.core.launch import run_child
-from tasks.train import DpoSpec, RewardSpec, SftSpec
+from tasks.preference import DpoSpec
+from tasks.train import RewardSpec, SftSpec
 from tasks.training.checkpoints import is_complete, newest_complete
 
 pytestmark = [

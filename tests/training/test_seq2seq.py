@@ -22,9 +22,10 @@ from tasks.generate import AnswersSpec
 from tasks.measure import ScoresSpec
 from tasks.methods import METHODS
 from tasks.policy import read_record
+from tasks.preference import DpoSpec
 from tasks.profile import ProfileSpec
 from tasks.tables import read_rows
-from tasks.train import DpoSpec, PretrainSpec, RewardSpec, SftSpec
+from tasks.train import PretrainSpec, RewardSpec, SftSpec
 from tasks.training.__main__ import HARMLESS
 from tasks.training.data import IGNORED, encode_instructions
 from tasks.training.methods.seq2seq_prefix import Seq2SeqPrefixConfig, write

@@ -6,7 +6,8 @@ import torch
 
 from tasks.core.contract import Execution, Run
 from tasks.core.errors import DataError
-from tasks.train import DpoSpec, RewardSpec
+from tasks.preference import DpoSpec
+from tasks.train import RewardSpec
 from tasks.training.models import load
 from tasks.training.shelf import Shelf, twin
 

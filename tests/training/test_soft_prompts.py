@@ -18,7 +18,8 @@ from tasks.generate import AnswersSpec
 from tasks.merge import MergeSpec
 from tasks.methods import METHODS
 from tasks.policy import base_path, read_record
-from tasks.train import DpoSpec, RewardSpec, SftSpec
+from tasks.preference import DpoSpec
+from tasks.train import RewardSpec, SftSpec
 from tasks.training import dpo, generate, reward, rewards, score, sft
 from tasks.training.adapters import METHOD
 from tasks.training.checkpoints import TRAINED, newest_complete

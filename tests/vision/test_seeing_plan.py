@@ -9,7 +9,7 @@ import pytest
 from smoke import ROOT, Smoke, ended
 from tiny_vision import COLOURS, other, picture, write_vision_model
 
-from flows.plan import load
+from flows.loading import load
 from tasks.core.errors import SpecError
 
 PLAN = """

@@ -19,9 +19,10 @@ from tasks.generate import AnswersSpec
 from tasks.measure import RewardsSpec, ScoresSpec
 from tasks.merge import MergeSpec
 from tasks.methods import METHODS, VISION_METHODS
+from tasks.preference import DpoSpec
 from tasks.shapes import of_folder, trained
 from tasks.tables import read_rows
-from tasks.train import DpoSpec, RewardSpec, SftSpec
+from tasks.train import RewardSpec, SftSpec
 from tasks.training.adapters import start
 from tasks.training.data import encode_instructions
 from tasks.training.models import load

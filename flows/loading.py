@@ -1,0 +1,161 @@
+# pyright: basic
+"""From a YAML file to a plan: overrides, paths made absolute, and in one sentence what is wrong with it."""
+
+import difflib
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+import yaml
+from pydantic import ValidationError
+from pydantic_core import ErrorDetails
+
+from flows.plan import Part, Plan
+from tasks.algorithms import ALGORITHMS
+from tasks.core.errors import SpecError
+from tasks.methods import METHODS as METHOD_ROWS
+
+P = TypeVar("P", bound=Part)
+
+
+def load(path: Path, overrides: Sequence[str] = ()) -> Plan:
+    """Read a plan file; `overrides` are `policy.beta=0.2`.  Raises SpecError, in one sentence, for anything wrong with it."""
+    return load_as(Plan, path, overrides)
+
+
+def load_as(kind: type[P], path: Path, overrides: Sequence[str] = ()) -> P:
+    """The same for a plan of another kind, which has a `store`."""
+    raw = read(path, overrides)
+    for field, command in _TELLING.items():
+        if (field in raw) > (field in kind.model_fields):
+            raise SpecError(f"{path}: this is a plan for {command}, as its field `{field}` says")
+        if field in kind.model_fields and field not in raw:
+            raise SpecError(f"{path}: this is no plan for {command}: it has no field `{field}`")
+    relocated(raw, path.absolute().parent)
+    store = raw.setdefault("store", {})
+    if isinstance(store, dict):
+        store["root"] = os.environ.get("ALIGN_STORE") or str(Path(store.get("root", "store")).absolute())
+    try:
+        return kind.model_validate(raw)
+    except ValidationError as error:
+        found = [_sentence(detail, kind) for detail in _causes(error.errors())]
+        more = f" (and {len(found) - 3} more)" if len(found) > 3 else ""
+        raise SpecError(f"{path}: {'; '.join(found[:3])}{more}") from error
+
+
+_TELLING = {"task": "`align run` and its like, of a task head", "tasks": "`align continual`"}
+"""field that only one kind of plan has -> what takes such a plan"""
+
+
+def read(path: Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
+    """The fields of a plan file as they are written, with `overrides` set.  Raises SpecError where there are none."""
+    try:
+        raw = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise SpecError(f"{path}: {error.strerror}; give the path of a plan such as flows/plans/demo.yaml") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise SpecError(f"{path}: not readable as YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(raw, dict):
+        raise SpecError(f"{path}: a plan is a mapping of fields, this is {type(raw).__name__}")
+    for override in overrides:
+        _override(raw, override)
+    return raw
+
+
+def _override(raw: dict[str, Any], override: str) -> None:
+    """Set one field: `policy.beta=0.2`, `gates.0.at_least=0.6`; the value is read as YAML."""
+    where, equals, text = override.partition("=")
+    if not equals or not where:
+        raise SpecError(f"--set {override}: write it as field=value, for example policy.beta=0.2")
+    *parents, last = where.split(".")
+    at: Any = raw
+    try:
+        for name in parents:
+            at = at[int(name)] if isinstance(at, list) else at.setdefault(name, {})
+        at[int(last) if isinstance(at, list) else last] = yaml.safe_load(text)
+    except (TypeError, ValueError, IndexError, AttributeError, yaml.YAMLError) as error:
+        raise SpecError(f"--set {override}: the plan has no such place") from error
+
+
+def relocated(raw: dict[str, Any], folder: Path) -> None:
+    """Make the paths of the plan absolute: they are relative to the file that names them."""
+    model = raw.get("model")
+    if isinstance(model, dict) and isinstance(base := model.get("base"), str) and base.startswith((".", "/", "~")):
+        local = (folder / Path(base).expanduser()).resolve()
+        if not local.is_dir():
+            raise SpecError(f"model.base: {local} is not a folder")
+        model["base"] = str(local)
+    _anchor(raw, folder)
+
+
+def _anchor(at: object, folder: Path) -> None:
+    """Make the paths of all `sources` below `at` absolute."""
+    for part in at.values() if isinstance(at, dict) else at if isinstance(at, list) else ():
+        _anchor(part, folder)
+        if isinstance(part, dict) and "sources" in part:
+            entries = part["sources"] if isinstance(part["sources"], list) else [part["sources"]]
+            part["sources"] = [_anchored(entry, folder) for entry in entries]
+
+
+def _anchored(entry: object, folder: Path) -> object:
+    """One source with its paths made absolute; a bare text is a path."""
+    fields = {"path": entry} if isinstance(entry, str) else entry
+    if not isinstance(fields, dict):
+        return fields
+    named = {name: path for name in ("path", "images") if isinstance(path := fields.get(name), str)}
+    return {**fields, **{name: str((folder / Path(path).expanduser()).resolve()) for name, path in named.items()}}
+
+
+def _causes(details: list[ErrorDetails]) -> list[ErrorDetails]:
+    """Without those that only follow from another: defaults of a wrong field, a list empty but for a wrong item."""
+
+    def follows(one: ErrorDetails) -> bool:
+        inside = any(other is not one and other["loc"][: len(one["loc"])] == one["loc"] for other in details)
+        return one["type"] == "default_factory_not_called" or (one["type"] == "too_short" and inside)
+
+    return [detail for detail in details if not follows(detail)]
+
+
+def _sentence(detail: ErrorDetails, kind: type[Part]) -> str:
+    """One pydantic error as people read it: `policy.beta: must be greater than 0, got -1`."""
+    skipped = {"rules"}
+    where = ".".join(str(part) for part in detail["loc"] if part not in skipped and not _is_tag(part))
+    if detail["type"] == "extra_forbidden":
+        known = _fields(kind, detail["loc"])
+        near = difflib.get_close_matches(str(detail["loc"][-1]), known, 1)
+        return f"{where}: no such field" + (f"; did you mean {near[0]}?" if near else "")
+    if detail["type"] == "missing":
+        return f"{where}: missing"
+    said = detail["msg"].removeprefix("Value error, ").removeprefix("Input ")
+    got = detail["input"]
+    shown = f", got {got!r}" if isinstance(got, int | float | str | None) else ""
+    return f"{where}: {said}{shown}" if where else said
+
+
+def _is_tag(part: int | str) -> bool:
+    """Whether pydantic put the chosen member of a union into the location."""
+    return part in METHOD_ROWS or part in ALGORITHMS
+
+
+def _fields(kind: type[Part], location: tuple[int | str, ...]) -> list[str]:
+    """Names that would have been right where an unknown field stands."""
+    schema: Any = kind.model_json_schema()
+    definitions: Mapping[str, Any] = schema["$defs"]
+
+    def resolve(at: Any) -> Any:  # noqa: ANN401
+        options = [option for option in at.get("anyOf", [at]) if option.get("type") != "null"]
+        at = options[0] if len(options) == 1 else at  # a part that may be left out
+        while "$ref" in at:
+            at = definitions[at["$ref"].rpartition("/")[2]]
+        return at
+
+    at = schema
+    for part in location[:-1]:
+        at = resolve(at)
+        if isinstance(part, int) or part in at.get("required", []) or part in at.get("properties", {}):
+            at = at.get("items", at) if isinstance(part, int) else at["properties"].get(part, at)
+        for option in (*at.get("oneOf", ()), *at.get("anyOf", ())):
+            if resolve(option).get("properties", {}).get("name", {}).get("const") == part:
+                at = option
+    return list(resolve(at).get("properties", {}))

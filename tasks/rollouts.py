@@ -1,0 +1,35 @@
+"""What training on a policy's own answers is asked for, whatever the algorithm.  Spec only."""
+
+from typing import Annotated
+
+from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt, model_validator
+
+from tasks.rewarding import ModelReward, Reward
+from tasks.train import TrainSpec
+
+
+class OnlineSpec(TrainSpec):
+    """Let the policy answer, reward the answers, learn from them, and again."""
+
+    rewards: tuple[Reward, ...] = Field(default=(ModelReward(),), min_length=1)
+    """what an answer is worth: the sum of weight times value over the entries"""
+    iterations: PositiveInt = 20
+    """times that answers are sampled and learned from"""
+    rollout_batch: PositiveInt = 32
+    """answers per iteration; a multiple of global_batch"""
+    max_new_tokens: PositiveInt = 64
+    """an answer is cut here, stop token included"""
+    temperature: PositiveFloat = 1.0
+    """of sampling, and of the probabilities that are learned from"""
+    missing_eos_penalty: NonNegativeFloat = 1.0
+    """taken off the reward of an answer that was cut"""
+    dropped_budget: Annotated[float, Field(ge=0, le=1)] = 0.01
+    """share of prompts that may be left out because they leave no room for an answer in max_length, before the stage fails"""
+
+    @model_validator(mode="after")
+    def _batches_fit(self) -> "OnlineSpec":
+        if self.rollout_batch % self.global_batch:
+            raise ValueError(f"rollout_batch {self.rollout_batch} is no multiple of global_batch {self.global_batch}")
+        if self.max_new_tokens >= self.max_length:
+            raise ValueError(f"max_length {self.max_length} holds prompt and answer, and max_new_tokens is {self.max_new_tokens}")
+        return self
