@@ -1,6 +1,7 @@
 # pyright: basic
 """Parquet tables of answers and scores: fixed writer settings and sorted rows, so that equal rows give equal bytes."""
 
+import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,8 @@ import pyarrow.parquet as pq
 from tasks.core.errors import DataError
 
 ANSWERS_FILE = "answers.parquet"
+PROMPTS_FILE = "prompts.parquet"
+PAIRS_FILE = "train.parquet"
 SCORES_FILE = "scores.parquet"
 _MESSAGE = pa.struct([("role", pa.string()), ("content", pa.string())])
 ANSWERS = pa.schema(
@@ -44,6 +47,24 @@ def read_rows(path: Path, limit: int | None = None) -> list[dict[str, Any]]:
     if not len(table):
         raise DataError(f"{path}: the table is empty, so there is nothing to measure on; take more data, or hold more of it out")
     return table.sort_by("id").slice(0, limit).to_pylist()
+
+
+def practice_prompts(folder: Path) -> list[dict[str, Any]]:
+    """What a policy is to practise on: rows of id, conversation, task, prompt and reference (None where there is none), by id.
+
+    `folder` holds prompts, or preferences, whose training pairs lend their prompts.  A prompt that comes several times (with the
+    same reference) is taken once, under the first of its ids.  A column `images` is kept.
+    """
+    path = next((folder / name for name in (PROMPTS_FILE, PAIRS_FILE) if (folder / name).is_file()), folder / PROMPTS_FILE)
+    rows = read_rows(path)
+    if "prompt" not in rows[0]:
+        raise DataError(f"{path}: there is no column `prompt`; give prompts, or preferences")
+    distinct: dict[str, dict[str, Any]] = {}
+    for row in rows:
+        kept = {name: row.get(name) for name in ("id", "conversation", "task", "prompt", "reference")}
+        told = json.dumps([kept["prompt"], kept["reference"], row.get("images")], sort_keys=True)
+        distinct.setdefault(told, kept | ({"images": row["images"]} if "images" in row else {}))
+    return list(distinct.values())
 
 
 def write_answers(out: Path, rows: Sequence[Mapping[str, Any]]) -> None:
