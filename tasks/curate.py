@@ -1,5 +1,5 @@
 # pyright: basic
-"""From raw sources to clean data: INSTRUCTIONS, PREFERENCES, PROMPTS, TEXTS, LABELLED, one stage for each kind.
+"""From raw sources to clean data: INSTRUCTIONS, PREFERENCES, FEEDBACK, PROMPTS, TEXTS, LABELLED, one stage for each kind.
 
 The row equation, checked in every run: records read = records kept + records in quarantine.  A record is what the source counts
 (a line, an element, a table's row, a paragraph).  It is kept when at least one row came of it, otherwise it is in
@@ -82,7 +82,12 @@ class PreferencesSpec(SplitSpec):
 
 
 class FeedbackSpec(SplitSpec):
-    """Answers that people liked or did not, one at a time."""
+    """Answers that people liked or did not, one at a time; a pair is taken apart into one of each."""
+
+    max_answer_chars: PositiveInt = 8000
+    """characters of an answer; answers that are identical up to here, one liked and one not, are refused as a contradiction"""
+    duplicates: Literal["exact", "normalised"] = "normalised"  # pyright: ignore[reportIncompatibleVariableOverride]
+    """rows are the same when they are so byte for byte, or as text without case and white space; what is liked is not disliked"""
 
 
 class PromptsSpec(PromptLimits):
@@ -124,6 +129,14 @@ _TAIL: list[tuple[str, pa.DataType]] = [("source", pa.string()), ("line", pa.int
 _QUARANTINE = pa.schema([*_TAIL, ("stage", pa.string()), ("reason", pa.string()), ("raw", pa.string())])
 
 
+_CHECKS: dict[RawKind, list[str]] = {
+    "preferences": ["longer_chosen"],
+    "feedback": ["liked_counts"],
+    "labelled": ["label_counts"],
+}
+"""what is counted of one kind alone"""
+
+
 @dataclass(frozen=True)
 class Recipe:
     """How one kind is curated: its SQL in order, and the columns of what is kept."""
@@ -145,10 +158,14 @@ class Recipe:
 
     def staging(self) -> list[tuple[str, str]]:
         """`(file, table)` up to the rules."""
-        pairs = [(f"staging/{name}", name) for name in ("given_pairs", "ranked_pairs", "labelled_pairs", "unpaired")]
+        stated = [(f"staging/{name}", name) for name in ("given_pairs", "ranked_pairs", "unranked")]
         rules = [(f"staging/{self.singular}_candidates", "candidates"), (f"curation/{self.singular}_rules", "rules")]
         if self.kind == "labelled":
             return [*rules, ("curation/labelled_contradictions", "contradictions")]
+        if self.kind == "feedback":
+            alone = [*stated[:2], ("staging/unranked", "unpaired")]
+            return [*alone, *rules, ("curation/feedback_contradictions", "contradictions")]
+        pairs = [*stated, *((f"staging/{name}", name) for name in ("labelled_pairs", "unpaired"))]
         return [*pairs, *rules, ("curation/contradictions", "contradictions")] if self.kind == "preferences" else rules
 
     def judging(self) -> list[tuple[str, str]]:
@@ -159,7 +176,7 @@ class Recipe:
         """Every SQL file whose text decides the result."""
         checks = ["lost_records", "repeated_ids", "reasons", "source_counts", f"{self.singular}_lengths"]
         checks += ["straddling_conversations"] if self.split else []
-        checks += ["longer_chosen"] if self.kind == "preferences" else ["label_counts"] if self.kind == "labelled" else []
+        checks += _CHECKS.get(self.kind, [])
         made = [name for name, _ in (*self.staging(), *self.judging())]
         return [*made, "curation/joined_conversations", f"curation/{self.kind}", *(f"checks/{name}" for name in checks)]
 
@@ -172,6 +189,9 @@ RECIPES: dict[RawKind, Recipe] = {
         "preference",
         [_TASK, ("prompt", _MESSAGES), ("chosen", pa.string()), ("rejected", pa.string()), ("margin", pa.float64())],
         True,
+    ),
+    "feedback": Recipe(
+        "feedback", "feedback", [_TASK, ("prompt", _MESSAGES), ("answer", pa.string()), ("liked", pa.bool_())], True
     ),
     "prompts": Recipe("prompts", "prompt", [_TASK, ("prompt", _MESSAGES), ("reference", pa.string())], False),
     "texts": Recipe("texts", "text", [("text", pa.string())], False),
@@ -272,8 +292,8 @@ def _values(spec: CurateSpec) -> dict[str, Json]:
 
 
 def _empty_tables(recipe: Recipe, database: sql.Database) -> None:
-    """Only pairs and labels can contradict each other; for other kinds the tables that later steps read are there, and empty."""
-    if recipe.kind != "preferences":
+    """Only judgements can contradict each other; for other kinds the tables that later steps read are there, and empty."""
+    if recipe.kind not in ("preferences", "feedback"):
         database.create("contradictions", pa.schema([("candidate", pa.int64()), ("reason", pa.string())]))
         database.create("unpaired", pa.schema([("record", pa.int64()), ("part", pa.int32()), ("reason", pa.string())]))
 
@@ -337,6 +357,9 @@ def _write(database: sql.Database, recipe: Recipe, out: Path, album: Album | Non
         database.build("checks/longer_chosen")
         share, extra = database.rows("select longer_chosen_share, mean_extra_chars from longer_chosen")[0]
         metrics |= {"longer_chosen_share": round(float(str(share)), 6), "mean_extra_chars": round(float(str(extra)), 3)}
+    if recipe.kind == "feedback":
+        database.build("checks/liked_counts")
+        metrics |= {f"{label}_to_train_on": int(str(n)) for label, n in database.rows("select label, train from liked_counts")}
     if recipe.kind == "labelled":
         database.build("checks/label_counts")
         metrics["labels"] = _one(database, "select count(*) from label_counts")[0]

@@ -13,6 +13,9 @@ _EQUATION = (
     "what was refused of a kept record is listed as dropped, beside the equation."
 )
 
+_COUNTS = {"labelled": "label_counts", "feedback": "liked_counts"}
+"""kind -> the check that counts its labels"""
+
 
 def collect(database: Database, kind: str, singular: str, metrics: Metrics, layouts: dict[str, Json]) -> dict[str, Json]:
     """Everything the report says."""
@@ -28,8 +31,8 @@ def collect(database: Database, kind: str, singular: str, metrics: Metrics, layo
         "lengths": _table(database, f"{singular}_lengths", ("field", "smallest", "middle", "high", "largest")),
         "examples": _examples(database),
     }
-    if kind == "labelled":
-        report["labels"] = _table(database, "label_counts", ("label", "train", "heldout"))
+    if kind in _COUNTS:
+        report["labels"] = _table(database, _COUNTS[kind], ("label", "train", "heldout"))
     return report
 
 

@@ -98,6 +98,7 @@ _HEADLINES = {
     "base": "{parameters} parameters",
     "curate-instructions": _ROWS,
     "curate-preferences": _ROWS,
+    "curate-feedback": _ROWS + "; {liked_to_train_on} liked and {disliked_to_train_on} not",
     "curate-prompts": _ROWS,
     "curate-texts": _ROWS,
     "curate-labelled": _ROWS,

@@ -7,11 +7,13 @@ import pyarrow.parquet as pq
 
 from tasks.core.contract import Execution, Run
 from tasks.curate import (
+    FeedbackSpec,
     InstructionsSpec,
     LabelledSpec,
     PreferencesSpec,
     PromptsSpec,
     TextsSpec,
+    feedback,
     instructions,
     labelled,
     preferences,
@@ -22,6 +24,7 @@ from tasks.curate import (
 STAGES = {
     "instructions": (InstructionsSpec, instructions),
     "preferences": (PreferencesSpec, preferences),
+    "feedback": (FeedbackSpec, feedback),
     "prompts": (PromptsSpec, prompts),
     "texts": (TextsSpec, texts),
     "labelled": (LabelledSpec, labelled),

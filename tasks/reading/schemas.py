@@ -66,6 +66,14 @@ def _prompt_of(read: Callable[[Row], list[Item]]) -> Callable[[Row], list[Item]]
     return lambda row: [Item(messages=item.messages) for item in read(row)[:1]]
 
 
+_COMPARISONS = (
+    Known("tree", _TREE, comparisons.tree_answers),
+    Known("pairs", _is_pair, comparisons.pairs),
+    Known("transcripts", _NEVER, comparisons.pairs),
+    Known("choices", _is_choice, comparisons.choices),
+    Known("ranked", _ANSWERS, comparisons.ranked),
+    Known("labels", _is_labelled, comparisons.labels),
+)
 SCHEMAS: dict[RawKind, tuple[Known, ...]] = {
     "instructions": (
         Known("tree", _TREE, comparisons.tree_paths),
@@ -75,14 +83,8 @@ SCHEMAS: dict[RawKind, tuple[Known, ...]] = {
         Known("alpaca", _is_alpaca, conversations.answered),
         Known("completion", _is_answered, conversations.answered),
     ),
-    "preferences": (
-        Known("tree", _TREE, comparisons.tree_answers),
-        Known("pairs", _is_pair, comparisons.pairs),
-        Known("transcripts", _NEVER, comparisons.pairs),
-        Known("choices", _is_choice, comparisons.choices),
-        Known("ranked", _ANSWERS, comparisons.ranked),
-        Known("labels", _is_labelled, comparisons.labels),
-    ),
+    "preferences": _COMPARISONS,
+    "feedback": _COMPARISONS,
     "prompts": (
         Known("strings", _any(LINE), conversations.bare_prompt),
         Known("tree", _TREE, comparisons.tree_root),
@@ -180,6 +182,7 @@ class Schemas:
 _MEANING: dict[RawKind, str] = {
     "instructions": "prompt with an answer",
     "preferences": "two answers to compare",
+    "feedback": "answer that is liked or not",
     "prompts": "prompt",
     "texts": "text",
     "labelled": "text with a label, tokens with tags, or question with a context",
