@@ -3,12 +3,32 @@
 A total is the sum of weight times value over the entries; a rule's value lies in [0, 1].  Imports no torch.
 """
 
-from collections.abc import Sequence
-from typing import Annotated, Literal, TypeAlias
+import json
+from collections.abc import Callable, Mapping, Sequence
+from typing import Annotated, Any, Literal, NamedTuple, NoReturn, TypeAlias
 
-from pydantic import Field, NonNegativeInt, PositiveInt
+from pydantic import AfterValidator, Field, NonNegativeInt, PositiveInt, field_validator, model_validator
 
+from evals.numbers import last_number
+from tasks.core.errors import AlignError, DataError, SpecError
 from tasks.core.spec import Spec
+
+TIME_LIMIT = 1.0
+"""seconds that a pattern may search one answer"""
+
+
+class Answer(NamedTuple):
+    """What a rule sees of an answer."""
+
+    text: str
+    tokens: int
+    """of the text, the stop token left out"""
+    finished: bool
+    """it ended by itself"""
+    reference: str | None
+    """what the prompt's source gives as the right answer"""
+    prompt: str = ""
+    """id of the prompt, for messages"""
 
 
 class _Entry(Spec):
@@ -35,9 +55,22 @@ class RegexReward(_Entry):
     forbid: bool = False
     """1 where it is not found instead"""
 
+    @field_validator("pattern")
+    @classmethod
+    def _compiles(cls, pattern: str) -> str:
+        try:
+            _compiled(pattern)
+        except ValueError as error:
+            raise ValueError(f"not a regular expression ({error})") from error
+        return pattern
+
 
 class NumberReward(_Entry):
-    """1 where the last number of the answer is that of the prompt's reference; a prompt without one is refused."""
+    """1 where the last number of the answer is that of the prompt's reference; a prompt without one is refused.
+
+    Where a text says `####`, as GSM8K's do, only what comes after the last one is read.  Signs, thousands separators and
+    fractions count, currency and percent signs do not: $5.00 is 5, 50 % is 50.
+    """
 
     rule: Literal["exact_number"] = "exact_number"
     """what gives the reward"""
@@ -48,7 +81,7 @@ class JsonReward(_Entry):
 
     rule: Literal["json"] = "json"
     """what gives the reward"""
-    keys: tuple[str, ...] = ()
+    keys: tuple[Annotated[str, Field(min_length=1)], ...] = ()
     """that it must have, as an object"""
 
 
@@ -58,11 +91,19 @@ class LengthReward(_Entry):
     rule: Literal["length"] = "length"
     """what gives the reward"""
     unit: Literal["characters", "words", "tokens"] = "words"
-    """what is counted"""
+    """what is counted; words are what white space separates"""
     at_least: NonNegativeInt = 0
     """the lower bound"""
     at_most: PositiveInt | None = None
     """the upper bound"""
+
+    @model_validator(mode="after")
+    def _bounds_something(self) -> "LengthReward":
+        if self.at_least == 0 and self.at_most is None:
+            raise ValueError("a length without bounds rewards everything alike; give at_least, at_most or both")
+        if self.at_most is not None and self.at_least > self.at_most:
+            raise ValueError(f"at_least {self.at_least} is above at_most {self.at_most}, so no answer is within; swap them?")
+        return self
 
 
 class FinishedReward(_Entry):
@@ -74,8 +115,153 @@ class FinishedReward(_Entry):
 
 AnyReward: TypeAlias = ModelReward | RegexReward | NumberReward | JsonReward | LengthReward | FinishedReward
 Reward = Annotated[AnyReward, Field(discriminator="rule")]
+RULES = ("reward_model", "regex", "exact_number", "json", "length", "finished")
+"""what `rule` may say"""
+
+
+def _weighed(rewards: tuple[AnyReward, ...]) -> tuple[AnyReward, ...]:
+    if not any(entry.weight for entry in rewards):
+        raise ValueError("every weight is 0, so all answers are worth the same; give one a weight")
+    return rewards
+
+
+Rewards = Annotated[tuple[Reward, ...], Field(min_length=1), AfterValidator(_weighed)]
+"""what an answer is worth: the sum of weight times value over the entries"""
 
 
 def wants_model(rewards: Sequence[AnyReward]) -> bool:
     """Whether one of `rewards` is the reward model's."""
     return any(isinstance(entry, ModelReward) for entry in rewards)
+
+
+def wants_references(rewards: Sequence[AnyReward]) -> bool:
+    """Whether one of `rewards` compares with the prompt's reference."""
+    return any(isinstance(entry, NumberReward) for entry in rewards)
+
+
+def check_references(rewards: Sequence[AnyReward], references: Mapping[str, str | None]) -> None:
+    """Refuse a prompt (id -> reference) that `rewards` cannot judge, before anything is sampled, with a DataError."""
+    if wants_references(rewards):
+        for prompt, reference in references.items():
+            _wanted(reference, prompt)
+
+
+def values(entry: AnyReward, answers: Sequence[Answer]) -> list[float]:
+    """What the rule `entry` gives to each answer, in [0, 1] and without its weight.
+
+    Raises SpecError for a pattern that takes too long, DataError for an exact number without a reference, AlignError for the
+    reward model, which is no rule.
+    """
+    rule = _VALUES[entry.rule]
+    return [rule(entry, answer) for answer in answers]
+
+
+def normalised(entry: ModelReward, scores: Sequence[float], *, mean: float, std: float) -> list[float]:
+    """Scores of the reward model as values of `entry`, in deviations from the mean.  NaN stays NaN."""
+    units = [(score - mean) / std for score in scores]
+    clip = entry.clip
+    return units if clip is None else [unit if unit != unit else max(-clip, min(clip, unit)) for unit in units]
+
+
+def total(entries: Sequence[AnyReward], columns: Sequence[Sequence[float]]) -> list[float]:
+    """What each answer is worth.  columns: for each entry the values of all answers.  Raises AlignError if they do not fit.
+
+    >>> total([FinishedReward(), JsonReward(weight=-0.5)], [[1.0, 0.0], [1.0, 1.0]])
+    [0.5, -0.5]
+    """
+    if len(entries) != len(columns) or len({len(column) for column in columns}) > 1:
+        raise AlignError(f"rewards: {len(entries)} entries, and columns of {[len(column) for column in columns]} answers")
+    weights = [entry.weight for entry in entries]
+    return [sum(weight * value for weight, value in zip(weights, row, strict=True)) for row in zip(*columns, strict=True)]
+
+
+# -- the rules ---------------------------------------------------------------------------------------------------
+
+
+def _compiled(pattern: str) -> Any:  # noqa: ANN401  the package has no types
+    """The compiled pattern, from the cache of `regex`.  Raises ValueError for one that is none."""
+    import warnings
+
+    import regex  # pyright: ignore[reportMissingModuleSource]  slow to import; the standard library's has no time limit
+
+    try:
+        with warnings.catch_warnings(action="ignore"):
+            return regex.compile(pattern)
+    except (regex.error, OverflowError, RecursionError) as error:
+        raise ValueError(str(error) or type(error).__name__) from error
+
+
+def _regex(entry: RegexReward, answer: Answer) -> float:
+    try:
+        found = _compiled(entry.pattern).search(answer.text, timeout=TIME_LIMIT) is not None
+    except TimeoutError as error:
+        raise SpecError(
+            f"rewards: the pattern {entry.pattern!r} searched an answer of {len(answer.text)} characters for more than "
+            f"{TIME_LIMIT:g} s; write it without repeats inside repeats such as (a+)+"
+        ) from error
+    return float(found != entry.forbid)
+
+
+def _number(entry: NumberReward, answer: Answer) -> float:
+    return float(last_number(answer.text) == _wanted(answer.reference, answer.prompt))
+
+
+def _wanted(reference: str | None, prompt: str) -> Any:  # noqa: ANN401  a fraction
+    number = last_number(reference or "")
+    if number is None:
+        what = "no reference" if reference is None else f"no number in its reference {reference!r:.60}"
+        raise DataError(
+            f"prompt {prompt or 'without an id'}: the reward exact_number needs a number to compare with, and there is {what}; "
+            "add references to data.practice, or use another reward"
+        )
+    return number
+
+
+def _json(entry: JsonReward, answer: Answer) -> float:
+    try:  # numbers are not converted: their size is nobody's business, and Python refuses long ones
+        found = json.loads(answer.text, parse_constant=_refused, parse_int=_unread, parse_float=_unread)
+    except (ValueError, RecursionError):
+        return 0.0
+    return float(not entry.keys or (isinstance(found, dict) and all(key in found for key in entry.keys)))
+
+
+def _refused(name: str) -> NoReturn:
+    raise ValueError(f"{name} is not JSON, though Python reads it")
+
+
+def _unread(digits: str) -> int:
+    return 0
+
+
+def _length(entry: LengthReward, answer: Answer) -> float:
+    length = _LENGTHS[entry.unit](answer)
+    if length < entry.at_least:
+        return length / entry.at_least
+    if entry.at_most is not None and length > entry.at_most:
+        return max(0.0, 2 - length / entry.at_most)
+    return 1.0
+
+
+_LENGTHS: dict[str, Callable[[Answer], int]] = {
+    "characters": lambda answer: len(answer.text),
+    "words": lambda answer: len(answer.text.split()),
+    "tokens": lambda answer: answer.tokens,
+}
+
+
+def _finished(entry: FinishedReward, answer: Answer) -> float:
+    return float(answer.finished)
+
+
+def _no_rule(entry: ModelReward, answer: Answer) -> NoReturn:
+    raise AlignError("rewards: the reward model's score comes from the reward model, not from a rule")
+
+
+_VALUES: dict[str, Callable[[Any, Answer], float]] = {
+    "reward_model": _no_rule,
+    "regex": _regex,
+    "exact_number": _number,
+    "json": _json,
+    "length": _length,
+    "finished": _finished,
+}

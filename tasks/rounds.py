@@ -8,7 +8,7 @@ from typing import Literal
 from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt, model_validator
 
 from tasks.preference import DpoSpec
-from tasks.rewarding import ModelReward, Reward
+from tasks.rewarding import ModelReward, Rewards
 from tasks.train import RowsSpec, rate
 
 
@@ -27,7 +27,7 @@ class OnlineDpoSpec(RowsSpec):
     """asked in a round, others in each while they last; null: all"""
     samples: int = Field(default=4, ge=2)
     """answers to one prompt; the best and the worst become a pair"""
-    rewards: tuple[Reward, ...] = Field(default=(ModelReward(),), min_length=1)
+    rewards: Rewards = (ModelReward(),)
     """what an answer is worth: the sum of weight times value over the entries"""
     margin: NonNegativeFloat = 0.0
     """in reward; pairs must differ by more than this"""
