@@ -4,11 +4,11 @@ from pathlib import Path
 
 import pytest
 import tiny
+from laid_out import laid_out
 from smoke import ended, write_smoke
 
 from flows.compare import branches
 from flows.loading import load
-from flows.pipeline import pipeline
 from flows.plan import Plan
 from tasks.core.errors import SpecError
 from tasks.policy import read_record
@@ -31,18 +31,6 @@ execution: {device: cpu, parallel: 2, threads: 1, checkpoint_every: 1}
 """
 
 
-def asked(plan, of=pipeline):
-    """Stage -> its inputs by name."""
-    found = {}
-
-    def build(stage, spec, inputs, *, name=None):
-        found[name or stage.name] = {key: str(value) for key, value in inputs.items()}
-        return name or stage.name
-
-    of(plan, build)
-    return found
-
-
 @pytest.fixture
 def t5(tmp_path):
     """A plan of SFT on a T5."""
@@ -54,7 +42,7 @@ def t5(tmp_path):
 
 
 def test_the_base_is_the_parent_where_nothing_comes_after_sft():
-    stages = asked(load(SFT))
+    stages = laid_out(load(SFT))
     assert not {"reward", "dpo", "rewards", "curate-preferences"} & stages.keys()
     assert stages["merge"]["policy"] == "sft"
     assert (stages["scores-candidate"]["policy"], stages["scores-parent"]["policy"]) == ("merge", "base")
@@ -63,12 +51,12 @@ def test_the_base_is_the_parent_where_nothing_comes_after_sft():
 
 
 def test_with_pre_training_the_parent_is_what_came_out_of_it():
-    stages = asked(load(SFT, ["pretrain={max_steps: 1}", "data.corpus={sources: [../../datasets/samples/text.jsonl]}"]))
+    stages = laid_out(load(SFT, ["pretrain={max_steps: 1}", "data.corpus={sources: [../../datasets/samples/text.jsonl]}"]))
     assert stages["scores-parent"]["policy"] == "pretrain"
 
 
 def test_methods_are_compared_without_pairs():
-    stages = asked(load(SFT, ["compare={methods: [lora, ia3]}"]), branches)
+    stages = laid_out(load(SFT, ["compare={methods: [lora, ia3]}"]), branches)
     assert stages["scores-lora"].keys() == {"policy", "instructions", "texts"}
 
 
@@ -80,9 +68,8 @@ def test_a_plan_survives_the_trip_through_json_that_a_deployment_makes():
 @pytest.mark.parametrize(
     ("overrides", "says"),
     [
-        (["policy={max_steps: 1}"], "reward and policy go together"),
-        (["reward={max_steps: 1}"], "reward and policy go together"),
-        (["reward={max_steps: 1}", "policy={max_steps: 1}"], "reward and policy need data.preferences"),
+        (["policy={max_steps: 1}"], "policy: dpo needs data.preferences"),
+        (["reward={max_steps: 1}"], "reward needs data.preferences"),
         (["gates.0={metric: reward_win_rate, at_least: 0.5}"], "gate reward_win_rate: it needs a reward model"),
         (["gates.0={metric: preference_accuracy, at_least: 0.5}"], "gate preference_accuracy: it needs pairs"),
         (["gates.0={metric: length_accuracy, at_most: 0.5}"], "gate length_accuracy: it needs pairs"),
@@ -120,7 +107,7 @@ def test_what_an_encoder_decoder_model_cannot_have_is_refused_when_the_plan_is_l
 def test_bitfit_on_a_t5_stays_an_adapter(t5):
     assert load(t5).merges
     assert not load(t5, ["sft.method={name: bitfit}"]).merges
-    stages = asked(load(t5, ["compare={methods: [lora, bitfit]}"]), branches)
+    stages = laid_out(load(t5, ["compare={methods: [lora, bitfit]}"]), branches)
     assert {"merge-lora", "profile-bitfit"} <= stages.keys()
     assert "merge-bitfit" not in stages
 
