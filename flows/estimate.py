@@ -161,7 +161,7 @@ class _Here:
             self.shape, self.device, rows=rows, prompt=prompt, new=spec.max_new_tokens, quantised=self._in_4_bits(step)
         )
         number = min(count, spec.limit or count) if count else None
-        tokens = number * (prompt + spec.max_new_tokens) if number else None
+        tokens = number * spec.samples * (prompt + spec.max_new_tokens) if number else None
         # A token that is written reads every weight and multiplies few: about a third of the rate of training.
         seconds = tokens * 3 * 2 * self.shape.parameters / self._rate.flops if tokens else None
         return self._plain(step, memory, tokens, "prompts and whole answers" if tokens else "", seconds)

@@ -143,6 +143,8 @@ class EvaluationPlan(Part):
     @model_validator(mode="after")
     def _known(self) -> "EvaluationPlan":
         MetricsSpec(metrics=self.metrics)
+        if self.answers.samples > 1:
+            raise ValueError(f"answers.samples {self.answers.samples}: what is measured is one answer a prompt; leave it out")
         return self
 
 

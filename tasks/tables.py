@@ -68,9 +68,24 @@ def practice_prompts(folder: Path) -> list[dict[str, Any]]:
 
 
 def write_answers(out: Path, rows: Sequence[Mapping[str, Any]]) -> None:
-    """Write `out/answers.parquet`, ordered by id; with a column of image names where a prompt has any."""
+    """Write `out/answers.parquet`, ordered by id.
+
+    A column `sample` numbers the answers to one prompt where prompts were answered several times, and a column `images` is there
+    where a prompt has any.
+    """
+    samples = [pa.field("sample", pa.int64())] if any("sample" in row for row in rows) else []
     images = [pa.field("images", pa.list_(pa.string()))] if any(row.get("images") for row in rows) else []
-    _write(out / ANSWERS_FILE, rows, pa.schema([*ANSWERS, *images]), ("id",))
+    order = ("id", *(field.name for field in samples))
+    _write(out / ANSWERS_FILE, rows, pa.schema([*ANSWERS, *samples, *images]), order)
+
+
+def answer_item(answer: Mapping[str, Any]) -> str:
+    """How scores name an answer: by its prompt, and by its number where there are several.
+
+    >>> answer_item({"id": "a"}), answer_item({"id": "a", "sample": 2})
+    ('a', 'a#2')
+    """
+    return answer["id"] if answer.get("sample") is None else f"{answer['id']}#{answer['sample']}"
 
 
 def write_scores(out: Path, rows: Sequence[Mapping[str, Any]]) -> None:

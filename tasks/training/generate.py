@@ -1,7 +1,7 @@
 # pyright: basic
 """A policy's answers: prompts of like length in a batch, padded on the left, key-value cache; finished rows leave the batch.
 
-Every prompt has random draws of its own, so an answer does not depend on the batch it was written in.
+Every answer has random draws of its own, so it does not depend on the batch it was written in.
 """
 
 import hashlib
@@ -17,7 +17,7 @@ from torch import Tensor
 from tasks.core.contract import Inputs, Metrics, Progress, Run
 from tasks.core.errors import DataError
 from tasks.generate import AnswersSpec
-from tasks.tables import read_rows, write_answers
+from tasks.tables import practice_prompts, write_answers
 from tasks.training import seq2seq
 from tasks.training.batches import by_length, padded, rows_at_once, soft_prompt, soft_tokens, under_soft_prompt
 from tasks.training.data import Encoder
@@ -35,7 +35,7 @@ Pick = Callable[[Tensor, list[int], int], Tensor]
 
 def run(spec: AnswersSpec, inputs: Inputs, out: Path, run: Run) -> Metrics:
     """Write `answers.parquet` for the prompts in `inputs`."""
-    rows = read_rows(inputs["prompts"] / "prompts.parquet", spec.limit)
+    rows = _asked(practice_prompts(inputs["prompts"]), spec)
     loaded = load(inputs["policy"], run, task="policy")
     encoder = encoder_for(loaded, inputs["prompts"], model=loaded.model)
     told = encoder.prepared(rows)
@@ -43,7 +43,7 @@ def run(spec: AnswersSpec, inputs: Inputs, out: Path, run: Run) -> Metrics:
     prompts = [encoder.prompt(row["prompt"]) for row in told]
     pictures = [encoder.pictures(row["prompt"]) for row in told]
     _check_room(loaded, rows, prompts, spec.max_new_tokens)
-    pick = _sampler(spec, [row["id"] for row in rows]) if spec.temperature else _likeliest
+    pick = _sampler(spec, [_drawn_by(row) for row in rows]) if spec.temperature else _likeliest
     spoken_by_number = dict(answers(loaded, encoder, prompts, spec.max_new_tokens, pick, run, pictures))
     table = []
     for number, row in enumerate(rows):
@@ -51,7 +51,7 @@ def run(spec: AnswersSpec, inputs: Inputs, out: Path, run: Run) -> Metrics:
         finished = bool(ids) and ids[-1] in encoder.stops
         spoken = ids[:-1] if finished else ids
         text = loaded.tokenizer.decode(spoken, skip_special_tokens=True, clean_up_tokenization_spaces=False)
-        kept = {name: row[name] for name in ("id", "conversation", "task", "prompt", "images") if name in row}
+        kept = {name: row[name] for name in ("id", "conversation", "task", "prompt", "images", "sample") if name in row}
         table.append({**kept, "answer": text, "tokens": len(spoken), "finished": finished})
     write_answers(out, table)
     keep_images(inputs["prompts"], out, [name for names in pictures for name in names])
@@ -60,6 +60,20 @@ def run(spec: AnswersSpec, inputs: Inputs, out: Path, run: Run) -> Metrics:
         "tokens": sum(row["tokens"] for row in table),
         "finished": sum(row["finished"] for row in table) / len(table),
     }
+
+
+def _asked(prompts: Sequence[dict[str, Any]], spec: AnswersSpec) -> list[dict[str, Any]]:
+    """A row for each answer that is wanted: the prompt's, with `sample` where it is answered several times."""
+    count = min(spec.limit or len(prompts), len(prompts))
+    rows = sorted((prompts[(spec.skip + i) % len(prompts)] for i in range(count)), key=lambda row: row["id"])
+    if spec.samples == 1:
+        return rows
+    return [{**row, "sample": sample} for row in rows for sample in range(spec.samples)]
+
+
+def _drawn_by(row: dict[str, Any]) -> str:
+    """Whose draws an answer takes: the prompt's, and of further samples the sample's."""
+    return f"{row['id']}\n{row['sample']}" if row.get("sample") else row["id"]
 
 
 def answers(
@@ -158,7 +172,7 @@ def _likeliest(logits_BV: Tensor, rows: list[int], step: int) -> Tensor:
 
 
 def _sampler(spec: AnswersSpec, ids: Sequence[str]) -> Pick:
-    """Nucleus sampling at draws that belong to prompt and step."""
+    """Nucleus sampling at draws that belong to the answer and the step."""
     draws = np.stack([uniform(spec.seed, name, spec.max_new_tokens) for name in ids])
 
     def pick(logits_BV: Tensor, rows: list[int], step: int) -> Tensor:

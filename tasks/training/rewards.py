@@ -10,7 +10,7 @@ import torch
 from tasks.core.contract import Inputs, Metrics, Progress, Run
 from tasks.core.errors import DataError
 from tasks.measure import RewardsSpec, longer, subjects
-from tasks.tables import ANSWERS_FILE, read_rows, score, write_scores
+from tasks.tables import ANSWERS_FILE, answer_item, read_rows, score, write_scores
 from tasks.training.batches import by_length, padded, rows_at_once, soft_tokens
 from tasks.training.data import Encoder, scored_ids, told_twice
 from tasks.training.models import Loaded, load
@@ -49,7 +49,7 @@ def run(spec: RewardsSpec, inputs: Inputs, out: Path, run: Run) -> Metrics:
     pictures = [encoder.pictures(item["prompt"]) for _, _, item, _ in wanted]
     scored = values(loaded, encoder, [ids for *_, ids in wanted], run, pictures)
     for (subject, metric, item, _), value in zip(wanted, scored, strict=True):
-        rows.append(score(metric, item, value, subject=subject))
+        rows.append(score(metric, {**item, "id": answer_item(item)}, value, subject=subject))
         means.setdefault(f"{metric}/{subject}", []).append(value)
     write_scores(out, rows)
     return {**{name: sum(found) / len(found) for name, found in sorted(means.items())}, "pairs_left_out": left_out}
