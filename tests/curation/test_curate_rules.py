@@ -11,7 +11,7 @@ from tasks.core.build import Workshop
 from tasks.core.errors import DataError, SpecError
 from tasks.core.files import file_digest, tree
 from tasks.core.store import Store
-from tasks.curate import INSTRUCTIONS, LABELLED, PREFERENCES, PROMPTS, TEXTS, PreferencesSpec
+from tasks.curate import FEEDBACK, INSTRUCTIONS, LABELLED, PREFERENCES, PROMPTS, TEXTS, PreferencesSpec
 
 TURN = {"role": "assistant", "content": "a"}
 
@@ -198,7 +198,7 @@ def test_sql_files_say_what_they_are(path):
 
 
 def test_every_sql_file_belongs_to_a_stage():
-    used = {name for stage in (INSTRUCTIONS, PREFERENCES, PROMPTS, TEXTS, LABELLED) for name in stage.texts(None)}
+    used = {name for stage in (INSTRUCTIONS, PREFERENCES, FEEDBACK, PROMPTS, TEXTS, LABELLED) for name in stage.texts(None)}
     assert used == {f"{path.parent.name}/{path.stem}" for path in FILES}
 
 

@@ -1,5 +1,5 @@
--- Every liked or disliked answer there is, with the keys and lengths that the rules go by.  Labels say it of one answer; of a pair
--- the chosen one is liked and the other is not; of several scored answers the best is liked and the worst is not.
+-- Every liked or disliked answer there is, with the keys and lengths that the rules go by.  Labels say it of one answer;
+-- of a pair the chosen one is liked and the other is not; of several scored answers the best is liked and the worst is not.
 -- Images count as a part of the prompt; rows of one first image are one group, for the same words may ask of any image.
 -- Grain: candidate (one answer).  Reads: items, given_pairs, ranked_pairs.  Parameters: $max_answer_chars.
 with paired as (
