@@ -18,6 +18,7 @@ from flows.explain import Explain, Step
 from flows.pipeline import pipeline
 from flows.plan import Plan
 from tasks import estimate, probe
+from tasks.algorithms import ALGORITHMS
 from tasks.base import build_base
 from tasks.core.contract import Metrics, Run
 from tasks.core.errors import AlignError, DataError, MachineError, SpecError
@@ -32,7 +33,7 @@ from tasks.policy import Base, base_path, read_record
 from tasks.probe import Measured
 from tasks.shapes import Shape, of_embedded, of_folder
 from tasks.smollm import NAME, SHA256
-from tasks.train import TrainSpec
+from tasks.train import RowsSpec, TrainSpec
 from tasks.workload import Reader, Tokens, measured, steps
 
 _PROMPT = 256
@@ -132,7 +133,7 @@ class _Here:
 
     def train(self, step: Step) -> Row:
         """A training stage."""
-        spec, execution = cast(TrainSpec, step.spec), self._plan.execution
+        spec, execution = cast(RowsSpec, step.spec), self._plan.execution
         stage, texts = spec.stage, 2 if spec.stage in ("reward", "dpo") else 1
         split = "texts" if stage == "pretrain" else "train"
         found = self._texts(step, "data", split, stage, spec.max_length)
@@ -245,7 +246,7 @@ class _Here:
     def _in_4_bits(self, step: Step) -> bool:
         """Whether the policy that a stage reads is held in 4 bits: trained so, and neither the base nor merged."""
         source = step.inputs.get("policy")
-        trained = isinstance(source, Step) and source.stage.name in ("sft", "dpo", "pretrain")
+        trained = isinstance(source, Step) and source.stage.name in _TRAINED
         return trained and METHODS[self._plan.sft.method.name].quantised
 
     def _seconds(self, step: Step, spec: TrainSpec, tokens: float | None, flops: float) -> tuple[float | None, str]:
@@ -282,7 +283,7 @@ def _rests_on(policy: Path, base: Path) -> bool:
         return False
 
 
-def _schedule(spec: TrainSpec, found: Tokens | None, texts: int) -> tuple[float | None, str]:
+def _schedule(spec: RowsSpec, found: Tokens | None, texts: int) -> tuple[float | None, str]:
     """Tokens of the whole schedule, and how they are known."""
     if found and spec.stage == "pretrain":
         total = found.rows * found.mean
@@ -317,6 +318,8 @@ def _gpu() -> int | None:
         return None
 
 
+_TRAINED = ("pretrain", "sft", *{row.stage.name for row in ALGORITHMS.values()})
+"""stages whose policies are held as they were trained"""
 _ROWS: dict[str, Callable[[_Here, Step], Row]] = {
     **dict.fromkeys(("pretrain", "sft", "reward", "dpo"), _Here.train),
     "answers": _Here.answers,

@@ -12,9 +12,8 @@ from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
 from flows.plan import Part, Plan
-from tasks.algorithms import ALGORITHMS
+from tasks.algorithms import named
 from tasks.core.errors import SpecError
-from tasks.methods import METHODS as METHOD_ROWS
 
 P = TypeVar("P", bound=Part)
 
@@ -119,43 +118,66 @@ def _causes(details: list[ErrorDetails]) -> list[ErrorDetails]:
 
 def _sentence(detail: ErrorDetails, kind: type[Part]) -> str:
     """One pydantic error as people read it: `policy.beta: must be greater than 0, got -1`."""
-    skipped = {"rules"}
-    where = ".".join(str(part) for part in detail["loc"] if part not in skipped and not _is_tag(part))
+    where, known = _place(kind, detail["loc"])
     if detail["type"] == "extra_forbidden":
-        known = _fields(kind, detail["loc"])
-        near = difflib.get_close_matches(str(detail["loc"][-1]), known, 1)
-        return f"{where}: no such field" + (f"; did you mean {near[0]}?" if near else "")
+        return f"{where}: no such field{_near(detail['loc'][-1], known)}"
     if detail["type"] == "missing":
         return f"{where}: missing"
+    if detail["type"] == "union_tag_invalid":
+        told = detail.get("ctx", {})
+        able = [name.strip(" '") for name in told["expected_tags"].split(",")]
+        by = told["discriminator"].strip("'")
+        return f"{where}.{_TOLD_BY.get(by, by)}: {told['tag']} is none of {', '.join(able)}{_near(told['tag'], able)}"
+    if detail["type"] == "union_tag_not_found":
+        return f"{where}.{detail.get('ctx', {})['discriminator'].strip(chr(39))}: missing"
     said = detail["msg"].removeprefix("Value error, ").removeprefix("Input ")
     got = detail["input"]
     shown = f", got {got!r}" if isinstance(got, int | float | str | None) else ""
     return f"{where}: {said}{shown}" if where else said
 
 
-def _is_tag(part: int | str) -> bool:
-    """Whether pydantic put the chosen member of a union into the location."""
-    return part in METHOD_ROWS or part in ALGORITHMS
+_TOLD_BY = {f"{named.__name__}()": "algorithm"}
+"""what pydantic calls the function that tells the member of a union -> the field that the function reads"""
 
 
-def _fields(kind: type[Part], location: tuple[int | str, ...]) -> list[str]:
-    """Names that would have been right where an unknown field stands."""
-    schema: Any = kind.model_json_schema()
-    definitions: Mapping[str, Any] = schema["$defs"]
+def _near(name: object, known: Sequence[str]) -> str:
+    near = difflib.get_close_matches(str(name), known, 1)
+    return f"; did you mean {near[0]}?" if near else ""
+
+
+def _place(kind: type[Part], location: tuple[int | str, ...]) -> tuple[str, list[str]]:
+    """A location as it is written in a plan file, and the fields that could stand where it ends.
+
+    Pydantic puts the chosen member of a union into the location, which a file does not; so the schema is walked beside it.
+    """
+    at: Any = kind.model_json_schema()
+    definitions: Mapping[str, Any] = at["$defs"]
 
     def resolve(at: Any) -> Any:  # noqa: ANN401
-        options = [option for option in at.get("anyOf", [at]) if option.get("type") != "null"]
-        at = options[0] if len(options) == 1 else at  # a part that may be left out
-        while "$ref" in at:
-            at = definitions[at["$ref"].rpartition("/")[2]]
-        return at
+        while True:
+            options = [option for option in at.get("anyOf", ()) if option.get("type") != "null"]
+            if len(options) == 1:  # a part that may be left out
+                at = options[0]
+            elif "$ref" in at:
+                at = definitions[at["$ref"].rpartition("/")[2]]
+            else:
+                return at
 
-    at = schema
-    for part in location[:-1]:
+    written: list[str] = []
+    for i, part in enumerate(location):
         at = resolve(at)
-        if isinstance(part, int) or part in at.get("required", []) or part in at.get("properties", {}):
-            at = at.get("items", at) if isinstance(part, int) else at["properties"].get(part, at)
-        for option in (*at.get("oneOf", ()), *at.get("anyOf", ())):
-            if resolve(option).get("properties", {}).get("name", {}).get("const") == part:
-                at = option
-    return list(resolve(at).get("properties", {}))
+        chosen = next((option for option in at.get("oneOf", ()) if _is_called(resolve(option), part)), None)
+        if chosen:
+            at = chosen
+            continue
+        if part != "rules":  # a plan file writes the rules of its data beside the sources
+            written.append(str(part))
+        if i < len(location) - 1:
+            at = at.get("items", {}) if isinstance(part, int) else at.get("properties", {}).get(part, {})
+    return ".".join(written), list(resolve(at).get("properties", {}))
+
+
+def _is_called(member: Mapping[str, Any], part: int | str) -> bool:
+    """Whether a member of a union is told from the others by `part`."""
+    fields: Mapping[str, Any] = member.get("properties", {})
+    return any(fields.get(name, {}).get("const") == part for name in ("name", "algorithm", "rule"))

@@ -29,6 +29,7 @@ from tasks.health import HealthSpec
 from tasks.judge import VerdictSpec
 from tasks.measure import MetricsSpec, RewardsSpec, ScoresSpec
 from tasks.merge import MergeSpec
+from tasks.methods import check_stage
 from tasks.reading.spec import SourceEntry
 from tasks.release import ReleaseSpec
 from tasks.rewarding import wants_model
@@ -50,7 +51,7 @@ def _at(where: str) -> Generator[None]:
     """Say where in the plan something is refused, in the form that pydantic hears."""
     try:
         yield
-    except SpecError as error:
+    except (SpecError, ValueError) as error:
         raise ValueError(f"{where}: {error}") from error
 
 
@@ -277,8 +278,10 @@ class Plan(Part):
                     check_follow(self.pretrain.method, method, self.model.config())
         for method in self.search.methods if self.search else ():
             with _at("search"):
-                for spec in (self.reward, self.policy):  # a stage that goes on by the winner's method fits it already
-                    if spec and spec.method.name != self.sft.method.name:
+                for spec in filter(None, (self.reward, self.policy)):
+                    if spec.method.name == self.sft.method.name:  # it goes on by the winner's method
+                        check_stage(spec.stage, method)
+                    else:
                         check_follow(method, spec.method, self.model.config())
                 if self.merge and (self.policy is None or self.policy.method.name == self.sft.method.name):
                     check_merge(method, config=self.model.config())

@@ -1,7 +1,10 @@
 """Tables for the documentation, from the code itself: commands, fields of a plan, methods, metrics."""
 
-from collections.abc import Iterator, Mapping
+import re
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
+
+from pydantic import BaseModel
 
 
 def _table(columns: list[str], rows: list[list[str]]) -> str:
@@ -64,12 +67,64 @@ def advice_constraints() -> str:
     return "\n".join(f"- {constraint.name}" for constraint in CONSTRAINTS)
 
 
+def algorithms() -> str:
+    """Every way from the SFT policy to the policy."""
+    from tasks.algorithms import ALGORITHMS, SPECS
+
+    rows = [[f"`{name}`", row.meaning, _NEEDS[row.learns_from], _papers(SPECS[name])] for name, row in ALGORITHMS.items()]
+    return _table(["algorithm", "learns from", "needs", "source"], rows)
+
+
+_NEEDS = {
+    "pairs": "`data.preferences`",
+    "feedback": "`data.feedback`, or the pairs of `data.preferences` taken apart",
+    "answers": "prompts (`data.practice`, or those of `data.preferences`) and `rewards`",
+}
+"""what an algorithm learns from -> where a plan gives it"""
+
+
+def _said(spec: type[BaseModel]) -> str:
+    """The first paragraph of what a spec says of itself."""
+    return " ".join((spec.__doc__ or "").partition("\n\n")[0].split())
+
+
+def _papers(spec: type[BaseModel]) -> str:
+    return ", ".join(re.findall(r"arXiv:[0-9.]+[0-9]", _said(spec)))
+
+
+def rewards() -> str:
+    """Every rule that can reward an answer, with its fields."""
+    from typing import get_args
+
+    from tasks.rewarding import AnyReward
+
+    rows: list[list[str]] = []
+    for spec in get_args(AnyReward):
+        fields = [(name, default, said) for name, default, said in _of_spec(spec) if name not in ("`rule`", "`weight`")]
+        told = "; ".join(f"{name} ({default}): {said}" for name, default, said in fields)
+        rows.append([f"`{spec.model_fields['rule'].default}`", _said(spec).rstrip("."), told or "-"])
+    return _table(["rule", "reward", "fields (default)"], rows)
+
+
 def plan_fields() -> str:
-    """Every field of a plan with its default and meaning."""
+    """Every field of a plan with its default and meaning; of `policy` those that all algorithms have."""
     from flows.plan import Plan
 
     schema = Plan.model_json_schema()
     return _table(["field", "default", "meaning"], [list(row) for row in _fields(schema, schema["$defs"], "")])
+
+
+def policy_fields() -> str:
+    """Per algorithm the fields of `policy` that not all of them have."""
+    from tasks.algorithms import ALGORITHMS, SPECS
+
+    common = _common([list(_of_spec(spec)) for spec in SPECS.values()])
+    parts: list[str] = []
+    for name, spec in SPECS.items():
+        own = [[f"`policy.{row[0][1:]}", *row[1:]] for row in _of_spec(spec) if row not in common and row[0] != "`algorithm`"]
+        parts.append(f"### `policy.algorithm: {name}`\n\n{_said(spec)} Needs {_NEEDS[ALGORITHMS[name].learns_from]}.\n\n")
+        parts.append(_table(["field", "default", "meaning"], own) + "\n\n")
+    return "".join(parts).rstrip()
 
 
 def task_fields() -> str:
@@ -93,6 +148,13 @@ def _fields(at: Mapping[str, Any], definitions: Mapping[str, Any], where: str) -
             continue
         default = "required" if name in at.get("required", []) else _shown(field.get("default"))
         inner = _resolved(field, definitions)
+        members = [_resolved(member, definitions) for member in inner.get("oneOf", ())]
+        if members and all("algorithm" in member["properties"] for member in members):
+            names = [member["properties"]["algorithm"]["const"] for member in members]
+            meaning = f"how it is made from the SFT policy: {', '.join(names)}"
+            yield f"`{path}.algorithm`", _shown(names[0]), meaning
+            yield from _common([list(_fields(member, definitions, path)) for member in members])
+            continue
         if "properties" in inner:
             yield from _fields(inner, definitions, path)
             continue
@@ -103,10 +165,20 @@ def _fields(at: Mapping[str, Any], definitions: Mapping[str, Any], where: str) -
         yield from _fields(items, definitions, f"{path}[]")
 
 
+def _of_spec(spec: type[BaseModel]) -> Iterator[tuple[str, str, str]]:
+    schema = spec.model_json_schema()
+    yield from _fields(schema, schema.get("$defs", {}), "")
+
+
+def _common(fields: Sequence[Sequence[tuple[str, str, str]]]) -> list[tuple[str, str, str]]:
+    """Fields that all have, in the order of the first."""
+    return [row for row in fields[0] if all(row in other for other in fields)]
+
+
 def _resolved(field: Mapping[str, Any], definitions: Mapping[str, Any]) -> Mapping[str, Any]:
     options = [option for option in field.get("anyOf", [field]) if option.get("type") != "null"]
-    reference = options[0].get("$ref") if len(options) == 1 else None
-    return definitions[reference.rpartition("/")[2]] if reference else field
+    only = options[0] if len(options) == 1 else field
+    return definitions[only["$ref"].rpartition("/")[2]] if "$ref" in only else only
 
 
 def _shown(default: object) -> str:

@@ -176,7 +176,7 @@ def winner(plan: Plan, record: Mapping[str, Any]) -> dict[str, Any] | None:
     own = plan.sft.method
     for stage, spec in (("reward", plan.reward), ("policy", plan.policy)):
         if spec and spec.method.name == own.name:  # a stage that went on with the SFT adapter goes on with the winner's
-            rate = rates["reward" if stage == "reward" else "dpo"] * factor
+            rate = rates[spec.stage] * factor
             changed[stage] = {"method": method, "learning_rate": float(f"{rate:.3g}")}
     return changed
 

@@ -5,7 +5,7 @@ A new algorithm is a spec with a stage, a row here, and a job in `tasks/training
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal, TypeAlias
+from typing import Annotated, Any, Literal, TypeAlias, get_args
 
 from pydantic import Discriminator, Tag
 
@@ -41,8 +41,12 @@ ALGORITHMS: dict[str, Algorithm] = {
     ),
 }
 
+SPECS: dict[str, type[AnyPolicy]] = {spec.model_fields["algorithm"].default: spec for spec in get_args(AnyPolicy)}
+"""algorithm -> what it can be asked for"""
 
-def _named(given: Any) -> str:  # noqa: ANN401  fields, or a finished spec
+
+def named(given: Any) -> str:  # noqa: ANN401  fields, or a finished spec
+    """The algorithm that a `policy` asks for."""
     if isinstance(given, Mapping):
         return str(given.get("algorithm", "dpo"))  # pyright: ignore[reportUnknownArgumentType, reportUnknownMemberType]
     return getattr(given, "algorithm", "dpo")
@@ -56,6 +60,6 @@ PolicySpec = Annotated[
     | Annotated[GrpoSpec, Tag("grpo")]
     | Annotated[RlooSpec, Tag("rloo")]
     | Annotated[PpoSpec, Tag("ppo")],
-    Discriminator(_named),
+    Discriminator(named),
 ]
 """the spec that `algorithm` names; DPO's where it names none"""

@@ -18,7 +18,8 @@ Share = Annotated[float, Field(ge=0, le=1)]
 
 def rate(stage: StageName) -> Any:  # noqa: ANN401  pydantic's own field type
     """The default of a spec's `method` in `stage`, as a field."""
-    return Field(default_factory=lambda data: learning_rate(stage, data["method"]))
+    said = "at the peak of the schedule; null: the method's default for this stage"
+    return Field(default_factory=lambda data: learning_rate(stage, data["method"]), description=said)
 
 
 class TrainSpec(Spec):

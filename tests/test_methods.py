@@ -1,12 +1,12 @@
 import pytest
 from pydantic import ValidationError
 
+from tasks.algorithms import SPECS as POLICIES
 from tasks.chain import check_merge, follow, same_shape
 from tasks.core.contract import Identity
 from tasks.core.errors import SpecError
 from tasks.methods import METHODS, STAGES, Full, Lora, PrefixTuning, Qlora
-from tasks.preference import DpoSpec
-from tasks.train import SFT, RewardSpec, SftSpec
+from tasks.train import SFT, PretrainSpec, RewardSpec, SftSpec
 
 
 def key(spec):
@@ -21,7 +21,11 @@ def test_the_methods_default_rate_is_what_gets_hashed(given):
     assert key(spec) != key(SftSpec(learning_rate=1e-4))
 
 
-SPECS = {"sft": SftSpec, "reward": RewardSpec, "dpo": DpoSpec}
+SPECS = {spec.stage: spec for spec in (PretrainSpec, SftSpec, RewardSpec, *POLICIES.values())}
+
+
+def test_every_stage_but_that_of_task_heads_is_among_them():
+    assert {*SPECS, "task"} == set(STAGES)
 
 
 @pytest.mark.parametrize("name", METHODS)
@@ -33,7 +37,9 @@ def test_a_method_has_its_own_rate_in_a_stage_or_is_refused_there_with_the_reaso
     if stage in row.learning_rate:
         assert SPECS[stage].model_validate(asked).learning_rate == row.learning_rate[stage]
     else:
-        with pytest.raises(ValidationError, match=f"method {name} cannot train {stage}: {row.refuses[stage]}; use one of full, "):
+        first = next(other for other in METHODS if stage in METHODS[other].learning_rate)
+        said = f"method {name} cannot train {stage}: {row.refuses[stage]}; use one of {first}, "
+        with pytest.raises(ValidationError, match=said):
             SPECS[stage].model_validate(asked)
 
 

@@ -1,5 +1,6 @@
 """Loading a plan: what it holds, and the one sentence for each way it can be wrong."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -8,7 +9,9 @@ from flows.loading import load
 from flows.pipeline import pipeline
 from flows.plan import Plan
 from flows.task_pipeline import load as load_any
+from tasks.algorithms import ALGORITHMS, SPECS
 from tasks.core.errors import SpecError
+from tasks.preference import DpoSpec
 
 DEMO = Path(__file__).parents[2] / "flows" / "plans" / "demo.yaml"
 
@@ -63,6 +66,110 @@ def test_pre_training_comes_before_sft():
     assert stages(plan)["sft"]["policy"] == "pretrain"
 
 
+PAIRS = DEMO.parents[2] / "datasets" / "samples" / "preferences.jsonl"
+PROMPTS = DEMO.parents[2] / "datasets" / "samples" / "prompts.jsonl"
+PRACTICE = f"data.practice={{sources: [{PAIRS}]}}"
+FEEDBACK = f"data.feedback={{sources: [{PAIRS}]}}"
+NO_PAIRS = "data.preferences=null"
+NO_REWARD = "reward=null"
+SFT_GATES = "gates=[{metric: answer_perplexity_ratio, against: base, at_most: 1.0}]"
+RULES = "[{rule: finished}]"
+
+
+def asks(algorithm, **fields):
+    return f"policy={json.dumps({'algorithm': algorithm, **fields})}"
+
+
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
+def test_every_algorithm_goes_from_sft_to_a_policy_by_its_stage(algorithm):
+    plan = load(DEMO, [asks(algorithm)])
+    assert type(plan.policy) is SPECS[algorithm]
+    assert plan.policy.stage == ALGORITHMS[algorithm].stage.name
+    assert Plan.model_validate(plan.model_dump(mode="json")) == plan
+
+
+def test_a_policy_without_an_algorithm_is_dpos():
+    assert load(DEMO, ["policy={}"]).policy == DpoSpec()
+    assert load(DEMO, ["policy.algorithm=dpo"]) == load(DEMO)
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        [asks("ppo", rewards=[{"rule": "finished"}]), NO_REWARD, SFT_GATES],
+        [asks("grpo", rewards=[{"rule": "finished"}]), NO_REWARD, NO_PAIRS, PRACTICE, SFT_GATES],
+        [asks("kto"), NO_REWARD, NO_PAIRS, FEEDBACK, SFT_GATES],
+        [asks("kto"), NO_REWARD, SFT_GATES],
+        [asks("ppo"), PRACTICE],
+        [NO_REWARD, "policy=null", NO_PAIRS, SFT_GATES],
+    ],
+    ids=["rules need no reward model", "own prompts, no pairs", "feedback alone", "pairs taken apart", "own prompts", "sft"],
+)
+def test_a_policy_with_something_to_learn_from_loads(overrides):
+    load(DEMO, overrides)
+
+
+WRONG_DATA = {
+    "reward without preferences": ([NO_PAIRS, "policy=null", SFT_GATES], "reward needs data.preferences"),
+    "practice without a policy": (["policy=null", PRACTICE], "data.feedback and data.practice are for a policy"),
+    "feedback without a policy": (["policy=null", FEEDBACK], "data.feedback and data.practice are for a policy"),
+    "dpo without preferences": ([NO_PAIRS, NO_REWARD, SFT_GATES], "policy: dpo needs data.preferences"),
+    "orpo without preferences": ([asks("orpo"), NO_PAIRS, NO_REWARD, SFT_GATES], "policy: orpo needs data.preferences"),
+    "kto without data": ([asks("kto"), NO_PAIRS, NO_REWARD, SFT_GATES], "policy: kto needs data.feedback or data.preferences"),
+    "feedback with dpo": ([FEEDBACK], "data.feedback is for policy.algorithm: kto"),
+    "feedback with ppo": ([asks("ppo"), FEEDBACK], "data.feedback is for policy.algorithm: kto"),
+    "practice with dpo": ([PRACTICE], "data.practice is for policies that learn from their own answers"),
+    "practice with kto": ([asks("kto"), PRACTICE], "data.practice is for policies that learn from their own answers"),
+    "grpo without prompts": (
+        [asks("grpo", rewards=[{"rule": "finished"}]), NO_PAIRS, NO_REWARD, SFT_GATES],
+        "policy: grpo needs prompts to answer: data.practice, or those of data.preferences",
+    ),
+    "practice on what is measured": (
+        [asks("ppo"), f"data.practice={{sources: [{PROMPTS}]}}"],
+        "data.practice: prompts.jsonl is measured on too; practise on other prompts",
+    ),
+    "search for a method that ppo does not take": (
+        [asks("ppo"), "search={steps: [4], methods: [{name: ia3}]}"],
+        "search: method ia3 cannot train ppo: policy, value and reward are low-rank adapters",
+    ),
+    **{
+        f"{algorithm} without its reward model": (
+            [asks(algorithm), NO_REWARD, SFT_GATES],
+            "policy: its reward is a reward model's, and the plan has none; add reward, or name rules in rewards",
+        )
+        for algorithm, row in ALGORITHMS.items()
+        if row.learns_from == "answers"
+    },
+}
+
+
+@pytest.mark.parametrize(("overrides", "says"), WRONG_DATA.values(), ids=WRONG_DATA)
+def test_a_policy_with_nothing_to_learn_from_is_refused_in_one_sentence(overrides, says):
+    with pytest.raises(SpecError) as raised:
+        load(DEMO, overrides)
+    assert says in str(raised.value)
+    assert "\n" not in str(raised.value)
+
+
+TYPOS = {
+    "dpo": ("bete", "beta"),
+    "kto": ("desirable_wait", "desirable_weight"),
+    "orpo": ("betta", "beta"),
+    "online_dpo": ("round", "rounds"),
+    "grpo": ("sample", "samples"),
+    "rloo": ("rollouts_batch", "rollout_batch"),
+    "ppo": ("kl.targt", "target"),
+}
+
+
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
+def test_an_unknown_field_is_answered_with_the_nearest_of_its_algorithm(algorithm):
+    typo, meant = TYPOS[algorithm]
+    with pytest.raises(SpecError) as raised:
+        load(DEMO, [asks(algorithm), f"policy.{typo}=1"])
+    assert str(raised.value) == f"{DEMO}: policy.{typo}: no such field; did you mean {meant}?"
+
+
 def stages(plan):
     """Stage -> its inputs by name, as the pipeline asks for them."""
     asked = {}
@@ -86,11 +193,25 @@ def stages(plan):
         (["gates=[]"], "gates"),
         (["gates.0.metric=reward_winrate"], "reward_win_rate"),
         (["gates.9.metric=x"], "--set gates.9.metric=x: the plan has no such place"),
+        (
+            ["policy.algorithm=pppo"],
+            "policy.algorithm: pppo is none of dpo, kto, orpo, online_dpo, grpo, rloo, ppo; did you mean ppo?",
+        ),
+        ([asks("grpo", rewards=[{"rule": "lenth"}])], "policy.rewards.0.rule: lenth is none of reward_model, regex,"),
+        ([asks("grpo", rewards=[{"at_most": 1}])], "policy.rewards.0.rule: missing"),
+        (
+            [asks("grpo", rewards=[{"rule": "regex", "patern": "a"}])],
+            "policy.rewards.0.patern: no such field; did you mean pattern?",
+        ),
+        ([asks("ppo", rollout_batch=33)], "policy: rollout_batch 33 is no multiple of global_batch 16"),
+        ([asks("ppo", rewards=[])], "policy.rewards: "),
+        ([asks("ppo", method={"name": "full"})], "method full cannot train ppo: policy, value and reward are low-rank adapters"),
+        (["sft.method={name: prompt_tuning, length: -3}"], "sft.method.length: should be greater than 0, got -3"),
         (["policy.beta"], "write it as field=value"),
         (["model.base=org/name"], "40-digit commit"),
         (["model={base: org/name, revision: main}"], "40-digit commit"),
         (["model.base=./nowhere"], "is not a folder"),
-        (["sft.method.name=lorra"], "sft.method"),
+        (["sft.method.name=lorra"], "sft.method.name: lorra is none of full, head, bottleneck, lora, "),
         (["release.channel=../x"], "release.channel"),
         (["execution.devize=cpu"], "did you mean device?"),
         (["policy.method={name: qlora}"], "train SFT with qlora of the same shape too"),
