@@ -14,6 +14,20 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("DO_NOT_TRACK", "1")
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items):
+    """A core takes a file at a time, those with slow tests first; files that look at the same finished plan are one."""
+    slow, sharing = set(), set()
+    for item in items:
+        if item.get_closest_marker("slow"):
+            slow.add(item.path)
+        if "smoke" in getattr(item, "fixturenames", ()):
+            sharing.add(item.path)
+    items.sort(key=lambda item: (item.path not in sharing, item.path not in slow))
+    for item in items:
+        item.add_marker(pytest.mark.xdist_group("smoke" if item.path in sharing else item.path.stem))
+
+
 @pytest.fixture(scope="session")
 def free_port():
     """A TCP port on loopback that nobody listens on."""
