@@ -32,7 +32,9 @@ class AnswersSpec(Spec):
     @model_validator(mode="after")
     def _differ(self) -> "AnswersSpec":
         if self.samples > 1 and not self.temperature:
-            raise ValueError(f"{self.samples} samples at temperature 0 would be one answer {self.samples} times; raise temperature")
+            raise ValueError(
+                f"{self.samples} samples at temperature 0 would be one answer {self.samples} times; raise temperature"
+            )
         if self.skip and self.limit is None:
             raise ValueError(f"skip {self.skip} without limit passes over nothing, for all prompts are answered; give a limit")
         return self

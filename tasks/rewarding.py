@@ -7,7 +7,7 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from typing import Annotated, Any, Literal, NamedTuple, NoReturn, TypeAlias
 
-from pydantic import AfterValidator, Field, NonNegativeInt, PositiveInt, field_validator, model_validator
+from pydantic import AfterValidator, Field, NonNegativeFloat, NonNegativeInt, PositiveInt, field_validator, model_validator
 
 from evals.numbers import last_number
 from tasks.core.errors import AlignError, DataError, SpecError
@@ -113,9 +113,28 @@ class FinishedReward(_Entry):
     """what gives the reward"""
 
 
-AnyReward: TypeAlias = ModelReward | RegexReward | NumberReward | JsonReward | LengthReward | FinishedReward
+class JudgeReward(_Entry):
+    """What a language model behind an endpoint thinks of the answer, from 1 as 0 to the best score as 1; see `tasks.judging`."""
+
+    rule: Literal["judge"] = "judge"
+    """what gives the reward"""
+    model: str = Field(min_length=1)
+    """the name that the endpoint, which the environment names, knows it by"""
+    instruction: str = Field(
+        default="A good answer does what was asked, is right, and is clear and no longer than it must be.", min_length=1
+    )
+    """what a good answer is"""
+    scale: int = Field(default=10, ge=2, le=100)
+    """the best score; 1 is the worst"""
+    temperature: NonNegativeFloat | None = 0.0
+    """of the judge; null: what the endpoint takes by itself"""
+    unread_budget: Annotated[float, Field(ge=0, le=1)] = 0.05
+    """share of answers that may stay without a score because the judge gives none, before the stage fails"""
+
+
+AnyReward: TypeAlias = ModelReward | RegexReward | NumberReward | JsonReward | LengthReward | FinishedReward | JudgeReward
 Reward = Annotated[AnyReward, Field(discriminator="rule")]
-RULES = ("reward_model", "regex", "exact_number", "json", "length", "finished")
+RULES = ("reward_model", "regex", "exact_number", "json", "length", "finished", "judge")
 """what `rule` may say"""
 
 
@@ -127,6 +146,18 @@ def _weighed(rewards: tuple[AnyReward, ...]) -> tuple[AnyReward, ...]:
 
 Rewards = Annotated[tuple[Reward, ...], Field(min_length=1), AfterValidator(_weighed)]
 """what an answer is worth: the sum of weight times value over the entries"""
+
+
+def _judged_at_once(rewards: tuple[AnyReward, ...]) -> tuple[AnyReward, ...]:
+    if any(isinstance(entry, JudgeReward) for entry in rewards):
+        raise ValueError(
+            "a judge is asked over the network, which only algorithm online_dpo waits for; use that, or other rewards"
+        )
+    return rewards
+
+
+RewardsAtOnce = Annotated[Rewards, AfterValidator(_judged_at_once)]
+"""the same, for answers that are learned from as they are sampled"""
 
 
 def wants_model(rewards: Sequence[AnyReward]) -> bool:
@@ -253,8 +284,9 @@ def _finished(entry: FinishedReward, answer: Answer) -> float:
     return float(answer.finished)
 
 
-def _no_rule(entry: ModelReward, answer: Answer) -> NoReturn:
-    raise AlignError("rewards: the reward model's score comes from the reward model, not from a rule")
+def _no_rule(entry: ModelReward | JudgeReward, answer: Answer) -> NoReturn:
+    source = "the judge" if isinstance(entry, JudgeReward) else "the reward model"
+    raise AlignError(f"rewards: the score of {source} comes from {source}, not from a rule")
 
 
 _VALUES: dict[str, Callable[[Any, Answer], float]] = {
@@ -264,4 +296,5 @@ _VALUES: dict[str, Callable[[Any, Answer], float]] = {
     "json": _json,
     "length": _length,
     "finished": _finished,
+    "judge": _no_rule,
 }

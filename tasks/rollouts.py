@@ -4,14 +4,14 @@ from typing import Annotated
 
 from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt, model_validator
 
-from tasks.rewarding import ModelReward, Rewards
+from tasks.rewarding import ModelReward, RewardsAtOnce
 from tasks.train import TrainSpec
 
 
 class OnlineSpec(TrainSpec):
     """Let the policy answer, reward the answers, learn from them, and again."""
 
-    rewards: Rewards = (ModelReward(),)
+    rewards: RewardsAtOnce = (ModelReward(),)
     """what an answer is worth: the sum of weight times value over the entries"""
     iterations: PositiveInt = 20
     """times that answers are sampled and learned from"""

@@ -54,7 +54,14 @@ def test_prompts_are_taken_in_turn_and_begin_again_after_the_last(bench, run, tm
 def test_the_training_pairs_of_preferences_lend_their_prompts(bench, run, tmp_path):
     said = [("b", "red cat"), ("a", "blue dog"), ("c", "red cat")]  # two pairs ask the same
     rows = [
-        {"id": name, "conversation": name, "task": "t", "prompt": [{"role": "user", "content": text}], "chosen": "x", "rejected": "y"}
+        {
+            "id": name,
+            "conversation": name,
+            "task": "t",
+            "prompt": [{"role": "user", "content": text}],
+            "chosen": "x",
+            "rejected": "y",
+        }
         for name, text in said
     ]
     _, answers = answer(bench, run, tmp_path / "out", ONE, tiny.write_rows(tmp_path / "pairs", "train", rows))
