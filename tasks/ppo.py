@@ -19,8 +19,8 @@ class KlSpec(Spec):
     """in reward per nat; where it starts, if there is a target"""
     target: PositiveFloat | None = None
     """nats per answer that the coefficient is steered to, as in section 2.2 of the paper; null: it stays as it is"""
-    horizon: PositiveInt = 1000
-    """answers in which the coefficient may change by a tenth at an error of half the target"""
+    horizon: PositiveInt = 200
+    """answers in which the coefficient grows by a fifth (or falls by one) where the KL is a fifth or more off the target"""
 
 
 class StopSpec(Spec):

@@ -33,7 +33,14 @@ from tasks.training.models import torch_device
 from tasks.training.preflight import Batches, resident
 
 CURVE = "training.json"
-_CURVE_FIELDS = ("loss", "learning_rate", "grad_norm", "mean_token_accuracy", "entropy", "accuracy", "margin", "mean_reward")
+_CURVE_FIELDS = (
+    "loss", "learning_rate", "grad_norm", "mean_token_accuracy", "entropy", "accuracy", "margin", "mean_reward",
+    "nll", "odds_ratio", "reward", "kl", "clip_fraction", "answer_tokens", "finished",
+    "iteration", "answers", "reward_std", "kl_coefficient", "policy_loss", "value_loss", "value_grad_norm",
+    "explained_variance", "approx_kl", "ratio_start", "heldout_logp", "skipped",
+)  # fmt: skip
+REWARD_OF = "reward_of/"
+"""begins the name of one reward's mean, among several"""
 
 
 class Quiet:
@@ -152,7 +159,7 @@ def fit(trainer: Any, begin: Start, batches: Batches, out: Path, run: Run, token
     done = int(checkpoint.name.rpartition("-")[2]) if checkpoint else 0
     trainable, share = trainable_share(begin.model)
     run.log(f"training {trainable:,} weights ({share:.2%}), {batches.steps} steps" + (f", resumed at {done}" if done else ""))
-    trainer.optimizer = BUILDERS[begin.method.name].optimizer(begin.model, begin.method, trainer.args)
+    trainer.optimizer = trainer.optimizer or BUILDERS[begin.method.name].optimizer(begin.model, begin.method, trainer.args)
     started, busy = time.monotonic(), time.process_time()
     trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     seconds, busy = time.monotonic() - started, time.process_time() - busy
@@ -197,7 +204,8 @@ def row_metrics(encoded: Encoded) -> Metrics:
 def _curve(history: Sequence[dict[str, float]]) -> list[Any]:
     rows = [row for row in history if "loss" in row]
     kept = (*_CURVE_FIELDS, "rewards/chosen", "rewards/rejected", "rewards/margins", "rewards/accuracies")
-    return [{"step": row["step"], **{name: row[name] for name in kept if name in row}} for row in rows]
+    named = [[*kept, *sorted(name for name in row if name.startswith(REWARD_OF))] for row in rows]
+    return [{"step": row["step"], **{n: row[n] for n in names if n in row}} for names, row in zip(named, rows, strict=True)]
 
 
 def _check(trainer: Any, steps: int, curve: Sequence[dict[str, Any]]) -> None:  # noqa: ANN401

@@ -4,7 +4,9 @@
 import math
 import os
 import re
+from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -34,10 +36,20 @@ class Batches:
     """bytes that one process is expected to need"""
 
 
-def plan_batches(spec: TrainSpec, run: Run, model: Any, *, rows: int, longest: int, texts: int) -> Batches:  # noqa: ANN401
+def plan_batches(
+    spec: TrainSpec,
+    run: Run,
+    model: Any,  # noqa: ANN401  transformers and PEFT models
+    *,
+    rows: int,
+    longest: int,
+    texts: int,
+    needs: Callable[[estimate.Work], int] | None = None,
+) -> Batches:
     """Cut the global batch of `spec` so that it fits; remember the size for a retry after running out of memory.
 
-    `rows`: rows of the whole schedule.  `longest`: tokens of the longest text.  `texts`: texts per row (2 for a pair).
+    `rows`: rows of the whole schedule.  `longest`: tokens of the longest text.  `texts`: texts per row (2 for a pair).  `needs`:
+    bytes that one process needs with some work in hand, where it is not one model that is trained on rows.
     Raises SpecError if the processes do not divide the batch, MachineError if not even one row at a time fits.
     """
     processes = run.execution.processes
@@ -52,20 +64,21 @@ def plan_batches(spec: TrainSpec, run: Run, model: Any, *, rows: int, longest: i
     work = estimate.Work(
         device="cuda" if _on_gpu(run) else "cpu", longest=longest, texts=texts, checkpointing=run.execution.gradient_checkpointing
     )
-    needs = {n: estimate_bytes(model, spec, replace(work, rows=n, accumulated=n < share)) for n in sizes}
-    micro = next((n for n in sizes if needs[n] <= limit), None)
+    count = needs or partial(estimate_bytes, model, spec)
+    bytes_of = {n: count(replace(work, rows=n, accumulated=n < share)) for n in sizes}
+    micro = next((n for n in sizes if bytes_of[n] <= limit), None)
     if micro is None:
         raise MachineError(
-            f"one row at a time needs about {needs[1] / 1e9:.1f} GB, {limit / 1e9:.1f} GB are free; shorten max_length, set "
+            f"one row at a time needs about {bytes_of[1] / 1e9:.1f} GB, {limit / 1e9:.1f} GB are free; shorten max_length, set "
             "execution.gradient_checkpointing, use qlora, or take a larger machine"
         )
     if int(os.environ.get("RANK", "0")) == 0:
         (run.work / MICRO_BATCH).write_text(str(micro))
     run.log(
-        f"memory: about {needs[micro] / 1e9:.2f} GB of {limit / 1e9:.1f} GB free; batch {spec.global_batch} = "
+        f"memory: about {bytes_of[micro] / 1e9:.2f} GB of {limit / 1e9:.1f} GB free; batch {spec.global_batch} = "
         f"{micro} rows x {share // micro} accumulated x {processes} processes"
     )
-    return Batches(rows // spec.global_batch, micro, share // micro, processes, needs[micro])
+    return Batches(rows // spec.global_batch, micro, share // micro, processes, bytes_of[micro])
 
 
 def estimate_bytes(model: Any, spec: TrainSpec, work: estimate.Work) -> int:  # noqa: ANN401
