@@ -109,7 +109,7 @@ _ALONE = re.compile(r"\W{0,4}?(-?\d+(?:\.\d+)?)(?:\s*/\s*\d+)?\W{0,4}")
 def read_score(reply: str, scale: int) -> float | None:
     """The score that a reply ends with, from 1 to `scale`; None where it gives none.
 
-    >>> [read_score(reply, 10) for reply in ("Clear.\\n**Score: 7/10**", " 8. ", "Score: 3, no, score: 4", "Score: 11", "7 facts")]
+    >>> [read_score(reply, 10) for reply in ("So:\\n**Score: 7/10**", " 8. ", "Score: 3, no, score: 4", "Score: 11", "7 of 9")]
     [7.0, 8.0, 4.0, None, None]
     """
     stated = _SCORE.findall(reply)

@@ -7,8 +7,13 @@ from typing import Literal
 
 from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt, model_validator
 
+from tasks.curate import PreferencesSpec
+from tasks.generate import AnswersSpec
+from tasks.judging import JudgingSpec
+from tasks.pairing import PairingSpec
 from tasks.preference import DpoSpec
-from tasks.rewarding import ModelReward, Rewards
+from tasks.reading.spec import SourceSpec
+from tasks.rewarding import JudgeReward, ModelReward, Rewards
 from tasks.train import RowsSpec, rate
 
 
@@ -44,6 +49,40 @@ class OnlineDpoSpec(RowsSpec):
             raise ValueError(f"max_length {self.max_length} holds prompt and answer, and max_new_tokens is {self.max_new_tokens}")
         return self
 
+    def sampling(self, number: int) -> AnswersSpec:
+        """What is sampled in round `number`, from 1: prompts in turn, and draws of its own."""
+        return AnswersSpec(
+            max_new_tokens=self.max_new_tokens,
+            temperature=self.temperature,
+            seed=self.seed * _ROUNDS + number,
+            limit=self.prompts,
+            skip=(number - 1) * (self.prompts or 0),
+            samples=self.samples,
+        )
+
+    def judging(self) -> dict[int, JudgingSpec]:
+        """Place in `rewards` -> what the judge there is asked."""
+        judges = {number: entry for number, entry in enumerate(self.rewards) if isinstance(entry, JudgeReward)}
+        return {number: JudgingSpec(**entry.model_dump(exclude={"rule", "weight"})) for number, entry in judges.items()}
+
+    def pairing(self) -> PairingSpec:
+        """How answers become pairs."""
+        return PairingSpec(rewards=self.rewards, margin=self.margin, missing_eos_penalty=self.missing_eos_penalty)
+
+    def curation(self, number: int) -> PreferencesSpec:
+        """The rules for the pairs of round `number`; all is trained on, and cut by tokens as in any training."""
+        source = SourceSpec.model_validate({"name": f"round-{number}", "schema": "pairs", "format": "parquet"})
+        return PreferencesSpec(
+            sources=(source,), heldout=0.0, over_long="keep", max_image_pixels=_ANY_SIZE, quarantine_budget=1.0, seed=self.seed
+        )
+
     def training(self) -> DpoSpec:
         """What trains one round."""
-        return DpoSpec.model_validate({name: getattr(self, name) for name in DpoSpec.model_fields if name != "algorithm"})
+        shared = DpoSpec.model_fields.keys() & type(self).model_fields.keys() - {"algorithm"}
+        return DpoSpec.model_validate({name: getattr(self, name) for name in shared})
+
+
+_ROUNDS = 1_000_003
+"""more than anybody trains, so that no two seeds share the draws of a round"""
+_ANY_SIZE = 2**40
+"""pixels: images were judged when their prompts were curated"""

@@ -15,7 +15,7 @@ from tasks.core.spec import Json, Spec, canonical, sha256, to_json
 Kind = Literal[
     "instructions", "preferences", "feedback", "prompts", "texts", "labelled",
     "policy", "reward_model", "answers", "scores", "verdict", "release",
-    "profile", "comparison", "forgetting", "search", "health",
+    "profile", "comparison", "forgetting", "search", "health", "pairs",
 ]  # fmt: skip
 Metrics: TypeAlias = dict[str, Json]
 Inputs: TypeAlias = Mapping[str, Path]
