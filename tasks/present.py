@@ -9,7 +9,7 @@ from pathlib import Path
 from tasks.core.spec import Json
 from tasks.core.store import Artifact
 
-_TEXTS = ("gates.md", "comparison.md", "search.md", "report.md", "README.md")
+_TEXTS = ("gates.md", "health.md", "comparison.md", "search.md", "report.md", "README.md")
 """what a stage wrote for people; the first that is there leads the page"""
 
 
@@ -116,6 +116,8 @@ _HEADLINES = {
     "profile": "per token {decode_seconds/base} s as the base, {decode_seconds/unmerged} s as trained",
     "comparison": "{methods} methods, {failed} with gaps; best on held-out answers: {best_answers}",
     "pretrain": "loss {first_loss} -> {last_loss} in {steps} steps, rows {packed_full} full",
+    "health": "{verdict}: right on {accuracy} of {pairs} held-out pairs (length alone: {length_accuracy})",
+    "clearance": "scores of the SFT policy's {answers} answers: mean {mean}, deviation {std}",
     "search": "{winner} of {trials} trials, {value} against the plan's own {own}",
     "verdict": "{verdict}: {pass} of {gates} gates hold",
     "release": "verdict {verdict}",
