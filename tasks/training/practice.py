@@ -95,7 +95,7 @@ class Practice:
             coefficient=coefficient, heldout=heldout, **told,
         )  # fmt: skip
 
-    def _rewarded(self, numbers: Sequence[int], answers: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor, Tensor]:
+    def _rewarded(self, numbers: Sequence[int], answers: Sequence[list[int]]) -> tuple[Tensor, Tensor, Tensor]:
         """Total, value of each entry, and whether it ended by itself, of each answer."""
         encoder, spec = self.roles.encoder, self.spec
         found: list[Answer] = []
