@@ -115,7 +115,7 @@ def pairing(spec: PairingSpec, inputs: Inputs, out: Path, run: Run) -> Metrics:
     }
     _write(out, pairs, inputs["answers"])
     write_json(out / "report.json", {"metrics": metrics})
-    write_atomic(out / "report.md", _markdown(metrics, spec))
+    write_atomic(out / "report.md", _markdown(metrics))
     run.log(f"{len(pairs)} pairs of {prompts} prompts; mean reward {metrics['mean_reward']:.4g}")
     return metrics
 
@@ -217,7 +217,8 @@ def _mean(numbers: Sequence[float]) -> float | None:
     return sum(numbers) / len(numbers) if numbers else None
 
 
-def _markdown(metrics: Metrics, spec: PairingSpec) -> str:
+def _markdown(metrics: Metrics) -> str:
+    """What came out, and nothing of what was asked: equal pairs under another margin are an equal artifact."""
     lines = [
         "# Pairs of the policy's own answers",
         "",
@@ -234,9 +235,6 @@ def _markdown(metrics: Metrics, spec: PairingSpec) -> str:
                 ("rejected_reward", "rejected"),
             )
         ),
-        "",
-        f"Rewards: {', '.join(f'{entry.weight:g} x {entry.rule}' for entry in spec.rewards)}; "
-        f"{spec.missing_eos_penalty:g} off for an answer that was cut; margin {spec.margin:g}.",
     ]
     return "\n".join(lines) + "\n"
 
