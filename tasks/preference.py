@@ -3,7 +3,7 @@
 from functools import partial
 from typing import Literal
 
-from pydantic import NonNegativeFloat, PositiveFloat
+from pydantic import Field, NonNegativeFloat, PositiveFloat
 
 from tasks.base import on_base
 from tasks.core.contract import Stage
@@ -30,6 +30,8 @@ class KtoSpec(RowsSpec):
     algorithm: Literal["kto"] = "kto"
     """how the policy is made from the SFT policy"""
     learning_rate: PositiveFloat = rate("kto")
+    global_batch: int = Field(default=16, ge=2)
+    """rows (answers) per optimiser step; the KL is estimated on each prompt of a batch with the answer to another one of it"""
     beta: PositiveFloat = 0.1
     """pull to the reference, in 1/nats"""
     desirable_weight: NonNegativeFloat = 1.0

@@ -198,6 +198,28 @@ def encode_pairs(encoder: Encoder, rows: Sequence[dict[str, Any]], *, max_length
     return result
 
 
+def encode_answers(encoder: Encoder, rows: Sequence[dict[str, Any]], *, max_length: int) -> Encoded:
+    """Rows of `prompt_ids`, `completion_ids` and `label` (whether it is liked), cut where both exceed `max_length`."""
+    result, said = Encoded(total=len(rows)), dict[tuple[tuple[int, ...], tuple[int, ...]], set[bool]]()
+    for row in encoder.prepared(rows):
+        if (encoded := _answered(encoder, row["prompt"], row["answer"])) is None:
+            result.dropped["not spelled back by the tokenizer"] += 1
+            continue
+        prompt, answer = encoded
+        room = max_length - len(prompt)
+        if room < 1:
+            result.dropped["prompts longer than max_length"] += 1
+            continue
+        result.truncated += len(answer) > room
+        result.rows.append({"prompt_ids": prompt, "completion_ids": answer[:room], "label": row["liked"]})
+        said.setdefault((tuple(prompt), tuple(answer[:room])), set()).add(row["liked"])
+    told = [row for row in result.rows if len(said[tuple(row["prompt_ids"]), tuple(row["completion_ids"])]) == 1]
+    if len(told) < len(result.rows):
+        result.dropped["liked and disliked alike within max_length"] += len(result.rows) - len(told)
+    result.rows = told
+    return result
+
+
 def encode_texts(encoder: Encoder, rows: Sequence[dict[str, Any]], *, max_length: int) -> Encoded:
     """Rows of whole `chosen_ids` and `rejected_ids`, template tail included: a text that was cut would be scored elsewhere."""
     result = Encoded(total=len(rows))

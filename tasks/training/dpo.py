@@ -102,7 +102,7 @@ def run(spec: DpoSpec, inputs: Inputs, out: Path, run: Run) -> Metrics:
             processing_class=encoder.tokenizer,
             data_collator=collator(DataCollatorForPreference(pad_token_id=encoder.pad), encoder, copies=2),
         )
-        _drop_copy(begin.model)
+        drop_copy(begin.model)
     used = sorted(set(order), key=lambda i: (lengths[i], i))
     moved = begin.how == "fresh" and soft_prompt(begin.model)
     with begin.model.disable_adapter() if moved else nullcontext():
@@ -121,7 +121,7 @@ def torch_float32(model: Any) -> bool:  # noqa: ANN401
     return all(p.dtype == torch.float32 for p in model.parameters() if p.is_floating_point())
 
 
-def _drop_copy(model: Any) -> None:  # noqa: ANN401
+def drop_copy(model: Any) -> None:  # noqa: ANN401
     """Remove the copy that TRL adds as adapter `ref`: it is not exact for every method, and not needed here."""
     if "ref" in getattr(model, "peft_config", {}):
         model.delete_adapter("ref")
