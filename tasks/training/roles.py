@@ -272,7 +272,7 @@ def _apart(begin: Start, policy: Path, record: PolicyRecord, run: Run) -> str | 
         ("precision", begin.record.quantization, record.quantization),
         ("tokenizer", parent.tokenizer, record.tokenizer),
         ("chat template", parent.template, record.template),
-        ("merged adapters", _merged(begin.parent, below), _merged(policy, record.adapters[:-1])),
+        ("stack of merged adapters", _merged(begin.parent, below), _merged(policy, record.adapters[:-1])),
     ):
         if one != other:
             return f"its {what} is not that of the policy"
@@ -294,7 +294,7 @@ def _merged(policy: Path, names: Sequence[str]) -> list[str]:
 
 def _add(model: Any, folder: Path, name: str) -> dict[str, Tensor]:  # noqa: ANN401
     """Add the adapter of `folder` as `name`, frozen; returns its weights, those of a scalar head included."""
-    config = PeftConfig.from_pretrained(str(folder))
+    config: Any = PeftConfig.from_pretrained(str(folder))
     config.task_type, config.modules_to_save = "CAUSAL_LM", None  # a reward model's head is taken care of by the caller
     config.base_model_name_or_path, config.inference_mode = None, True
     model.add_adapter(name, config)

@@ -192,7 +192,7 @@ def rollout_path(work: Path, iteration: int) -> Path:
 
 
 def forget_rollouts(work: Path, keep: range) -> None:
-    """Delete the rollouts of all other iterations: those behind every checkpoint, and those of weights that are gone."""
-    for path in sorted((work / ROLLOUTS).glob("*.safetensors")):
+    """Delete the rollouts of all other iterations, which weights made that are gone, and what a kill left half written."""
+    for path in sorted((work / ROLLOUTS).glob("*")):
         if not (path.stem.isdigit() and int(path.stem) in keep):
             path.unlink()

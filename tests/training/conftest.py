@@ -87,3 +87,11 @@ def sft_policies(train) -> Callable[[str], Path]:
         return made[method]
 
     return get
+
+
+@pytest.fixture(scope="session")
+def studio(shop, train, tmp_path_factory):
+    """Where PPO is practised, see `practising.Studio`."""
+    from practising import Studio
+
+    return Studio(shop, train, tmp_path_factory.mktemp("studio"))
