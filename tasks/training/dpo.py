@@ -8,8 +8,8 @@ moves the policy by being there: its reference is taken with the prompt switched
 
 import json
 import warnings
-from collections.abc import Sequence
-from contextlib import nullcontext
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from math import inf
 from pathlib import Path
 from typing import Any
@@ -82,8 +82,7 @@ def run(spec: DpoSpec, inputs: Inputs, out: Path, run: Run) -> Metrics:
     run.log(f"data: {len(rows)} of {encoded.total} pairs, {encoded.truncated} cut at {spec.max_length} tokens")
     batches = plan_batches(spec, run, begin.model, rows=len(order), longest=longest, texts=2)
     cheap_head(run)
-    with full_precision(begin.model), warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "Adapter name 'ref'")  # of the copy that is removed below
+    with adapter_copy(begin.model):
         trainer = _Dpo(
             model=begin.model,
             args=arguments(
@@ -102,7 +101,6 @@ def run(spec: DpoSpec, inputs: Inputs, out: Path, run: Run) -> Metrics:
             processing_class=encoder.tokenizer,
             data_collator=collator(DataCollatorForPreference(pad_token_id=encoder.pad), encoder, copies=2),
         )
-        drop_copy(begin.model)
     used = sorted(set(order), key=lambda i: (lengths[i], i))
     moved = begin.how == "fresh" and soft_prompt(begin.model)
     with begin.model.disable_adapter() if moved else nullcontext():
@@ -121,10 +119,14 @@ def torch_float32(model: Any) -> bool:  # noqa: ANN401
     return all(p.dtype == torch.float32 for p in model.parameters() if p.is_floating_point())
 
 
-def drop_copy(model: Any) -> None:  # noqa: ANN401
-    """Remove the copy that TRL adds as adapter `ref`: it is not exact for every method, and not needed here."""
-    if "ref" in getattr(model, "peft_config", {}):
-        model.delete_adapter("ref")
+@contextmanager
+def adapter_copy(model: Any) -> Iterator[None]:  # noqa: ANN401
+    """While one of TRL's trainers is made: drop the copy it adds as `ref`, which is not exact for every method, nor needed."""
+    with full_precision(model), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Adapter name 'ref'")
+        yield
+        if "ref" in getattr(model, "peft_config", {}):
+            model.delete_adapter("ref")
 
 
 def _reference(trainer: Any, rows: Sequence[dict[str, Any]], used: Sequence[int], size: int, run: Run) -> dict[int, list[float]]:  # noqa: ANN401

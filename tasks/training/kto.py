@@ -7,7 +7,6 @@ result does not depend on how the batch is cut, and one row at a time is as good
 """
 
 import json
-import warnings
 from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import replace
@@ -28,8 +27,8 @@ from tasks.preference import KtoSpec
 from tasks.training.adapters import Start, start
 from tasks.training.batches import soft_prompt
 from tasks.training.data import Encoded, encode_answers, encode_pairs, read_rows, schedule
-from tasks.training.dpo import REFERENCE, TOLERANCE, drop_copy, torch_float32
-from tasks.training.fit import Quiet, able, arguments, cheap_head, fit, full_precision, row_metrics
+from tasks.training.dpo import REFERENCE, TOLERANCE, adapter_copy, torch_float32
+from tasks.training.fit import Quiet, able, arguments, cheap_head, fit, row_metrics
 from tasks.training.preflight import Batches, plan_batches
 from tasks.training.vision import encoder_for
 
@@ -206,8 +205,7 @@ def _texts(rows: Any) -> list[Text]:  # noqa: ANN401  any iterable of rows
 def _trainer(spec: KtoSpec, run: Run, begin: Start, batches: Batches, encoder: Any, rows: list[dict[str, Any]]) -> Any:  # noqa: ANN401
     """TRL refuses one row at a time, because its KL needs two; ours does not, so it is told of two and given one."""
     told = replace(batches, micro_batch=max(2, batches.micro_batch))
-    with full_precision(begin.model), warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "Adapter name 'ref'")  # of the copy that is removed below
+    with adapter_copy(begin.model):
         trainer = _Kto(
             model=begin.model,
             args=arguments(
@@ -219,7 +217,6 @@ def _trainer(spec: KtoSpec, run: Run, begin: Start, batches: Batches, encoder: A
             processing_class=encoder.tokenizer,
             data_collator=DataCollatorForUnpairedPreference(pad_token_id=encoder.pad),
         )  # fmt: skip
-        drop_copy(begin.model)
     trainer.args.per_device_train_batch_size = trainer._train_batch_size = batches.micro_batch
     return trainer
 
