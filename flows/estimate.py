@@ -16,7 +16,7 @@ from rich.table import Table
 from flows.console import duration
 from flows.explain import Explain, Step
 from flows.pipeline import pipeline
-from flows.plan import Plan
+from flows.plan import Plan, RewardModelPlan
 from tasks import estimate, probe
 from tasks.algorithms import ALGORITHMS
 from tasks.base import build_base
@@ -116,6 +116,13 @@ class _Here:
             "`align rerun base PLAN` first, which brings it there"
         )
 
+    @property
+    def _judge(self) -> Shape:
+        """The reward model's, as far as it is here; else the base's."""
+        own = self._plan.reward
+        folder = own.files().get("source") if isinstance(own, RewardModelPlan) else None
+        return of_folder(folder) if folder else self.shape
+
     @cached_property
     def reader(self) -> Reader | None:
         """Its tokenizer and template, if they can be used here."""
@@ -177,9 +184,8 @@ class _Here:
     def rewards(self, step: Step) -> Row:
         """Rewards of held-out pairs; of answers only the pairs' length is known beforehand."""
         spec = cast(RewardsSpec, step.spec)
-        memory = estimate.scoring(
-            self.shape, self.device, longest=spec.max_length, head=False, quantised=METHODS[self._plan.sft.method.name].quantised
-        )
+        quantised = bool(self._plan.trained_reward) and METHODS[self._plan.sft.method.name].quantised
+        memory = estimate.scoring(self._judge, self.device, longest=spec.max_length, head=False, quantised=quantised)
         return self._read(step, memory, {"preferences": ("heldout", "reward")}, spec.max_length, spec.limit)
 
     def merge(self, step: Step) -> Row:

@@ -79,12 +79,13 @@ def _override(raw: dict[str, Any], override: str) -> None:
 
 def relocated(raw: dict[str, Any], folder: Path) -> None:
     """Make the paths of the plan absolute: they are relative to the file that names them."""
-    model = raw.get("model")
-    if isinstance(model, dict) and isinstance(base := model.get("base"), str) and base.startswith((".", "/", "~")):
-        local = (folder / Path(base).expanduser()).resolve()
-        if not local.is_dir():
-            raise SpecError(f"model.base: {local} is not a folder")
-        model["base"] = str(local)
+    for part, field in (("model", "base"), ("reward", "pretrained")):
+        fields = raw.get(part)
+        if isinstance(fields, dict) and isinstance(named := fields.get(field), str) and named.startswith((".", "/", "~")):
+            local = (folder / Path(named).expanduser()).resolve()
+            if not local.is_dir():
+                raise SpecError(f"{part}.{field}: {local} is not a folder")
+            fields[field] = str(local)
     _anchor(raw, folder)
 
 
@@ -180,4 +181,4 @@ def _place(kind: type[Part], location: tuple[int | str, ...]) -> tuple[str, list
 def _is_called(member: Mapping[str, Any], part: int | str) -> bool:
     """Whether a member of a union is told from the others by `part`."""
     fields: Mapping[str, Any] = member.get("properties", {})
-    return any(fields.get(name, {}).get("const") == part for name in ("name", "algorithm", "rule"))
+    return member.get("title") == part or any(fields.get(name, {}).get("const") == part for name in ("name", "algorithm", "rule"))

@@ -7,7 +7,7 @@ from typing import Any
 
 from flows.aligning import aligned
 from flows.build import Build
-from flows.plan import Plan
+from flows.plan import Plan, RewardModelPlan
 from tasks.base import BASE
 from tasks.curate import INSTRUCTIONS, PREFERENCES, PROMPTS, TEXTS
 from tasks.generate import ANSWERS
@@ -15,7 +15,8 @@ from tasks.judge import VERDICT
 from tasks.measure import METRICS, REWARDS, SCORES
 from tasks.merge import MERGE, MergeSpec
 from tasks.release import RELEASE
-from tasks.train import PRETRAIN, REWARD, SFT
+from tasks.reward_model import REWARD_MODEL
+from tasks.train import PRETRAIN, REWARD, SFT, RewardSpec
 
 
 def pipeline(plan: Plan, build: Build) -> None:
@@ -29,7 +30,7 @@ def pipeline(plan: Plan, build: Build) -> None:
     sft = build(SFT, plan.sft, {"policy": start, "data": instructions})
     parent, trained, made = start, sft, {"sft": sft}
     if plan.reward:
-        made["reward_model"] = build(REWARD, plan.reward, {"policy": sft, "data": held_out["preferences"]})
+        made["reward_model"] = judge(plan.reward, build, sft, held_out["preferences"])
     if plan.policy:
         made |= aligned(plan, build, sft, made.get("reward_model"), held_out)
         parent, trained = sft, list(made.values())[-1]
@@ -54,6 +55,13 @@ def pipeline(plan: Plan, build: Build) -> None:
     verdict = build(VERDICT, plan.judge(), scores)
     made_of = {"base": base, "prompts": prompts, **held_out, **before, **made}
     build(RELEASE, plan.card(), {"policy": policy, "verdict": verdict, **made_of, **answers, **scores})
+
+
+def judge(asked: RewardSpec | RewardModelPlan, build: Build, sft: Any, pairs: Any) -> Any:  # noqa: ANN401
+    """The reward model, trained from `sft` or brought from elsewhere."""
+    if isinstance(asked, RewardModelPlan):
+        return build(REWARD_MODEL, asked.spec(), asked.files())
+    return build(REWARD, asked, {"policy": sft, "data": pairs})
 
 
 def measured_on(plan: Plan, build: Build) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any, Generic, Protocol, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, model_validator
 
 from evals import modules
 from evals.estimates import metric
@@ -32,7 +32,8 @@ from tasks.merge import MergeSpec
 from tasks.methods import check_stage
 from tasks.reading.spec import SourceEntry
 from tasks.release import ReleaseSpec
-from tasks.rewarding import wants_model
+from tasks.reward_model import reward_request
+from tasks.rewarding import wants_model, wants_references
 from tasks.smollm import NAME as EMBEDDED
 from tasks.train import PretrainSpec, RewardSpec, SftSpec
 
@@ -84,6 +85,38 @@ class ModelPlan(Part):
         return self
 
 
+class RewardModelPlan(Part):
+    """A reward model that was trained elsewhere, instead of one trained here."""
+
+    pretrained: str
+    """instead of all that: the local folder or hub id of a transformers classifier with one label, tokenizer and chat template"""
+    revision: str | None = None
+    """40-hex commit of a hub id"""
+
+    def spec(self) -> BaseSpec:
+        """What decides the reward model."""
+        return reward_request(self.pretrained, self.revision, Path())[0]
+
+    def files(self) -> dict[str, Path]:
+        """The local folder, if that is what `pretrained` names."""
+        return reward_request(self.pretrained, self.revision, Path())[1]
+
+    @model_validator(mode="after")
+    def _pinned(self) -> "RewardModelPlan":
+        with _at("pretrained"):
+            self.spec()
+        return self
+
+
+def _origin(given: object) -> str:
+    """Which member of the union a `reward` is: pydantic tells it by name, and so does `flows.loading`."""
+    brought = isinstance(given, RewardModelPlan) or (isinstance(given, Mapping) and "pretrained" in given)
+    return "RewardModelPlan" if brought else "RewardSpec"
+
+
+RewardPlan = Annotated[
+    Annotated[RewardSpec, Tag("RewardSpec")] | Annotated[RewardModelPlan, Tag("RewardModelPlan")], Discriminator(_origin)
+]
 S = TypeVar("S", InstructionsSpec, PreferencesSpec, FeedbackSpec, PromptsSpec, TextsSpec, LabelledSpec)
 
 
@@ -194,8 +227,8 @@ class Plan(Part):
     pretrain: PretrainSpec | None = None
     """before SFT, on `data.corpus`"""
     sft: SftSpec
-    reward: RewardSpec | None = None
-    """from the SFT policy; needed by policies that learn from its scores, and by gates on them"""
+    reward: RewardPlan | None = None
+    """trained from the SFT policy, or `pretrained`; needed by policies that learn from its scores, and by gates on them"""
     policy: PolicySpec | None = None
     """from the SFT policy by `algorithm`; without it the SFT policy is the candidate, and its parent what SFT started from"""
     health: HealthSpec = HealthSpec()
@@ -220,7 +253,8 @@ class Plan(Part):
         if (self.pretrain is None) != (self.data.corpus is None):
             raise ValueError("pretrain needs data.corpus, and data.corpus is for pretrain; give both or neither")
         self._check_data()
-        steps = [(where, self.sft, after) for where, after in (("reward", self.reward), ("policy", self.policy)) if after]
+        later = (("reward", self.trained_reward), ("policy", self.policy))
+        steps = [(where, self.sft, after) for where, after in later if after]
         for where, before, after in [("sft", self.pretrain, self.sft), *steps] if self.pretrain else steps:
             with _at(where):
                 check_follow(before.method, after.method, self.model.config())
@@ -233,7 +267,7 @@ class Plan(Part):
         """Refuse what has nothing to learn from."""
         data, asked = self.data, self.policy
         if self.reward and not data.preferences:
-            raise ValueError("reward needs data.preferences; give some, or leave it out")
+            raise ValueError("reward needs data.preferences, to learn from or to be measured on; give some, or leave it out")
         if (data.feedback or data.practice) and asked is None:
             raise ValueError("data.feedback and data.practice are for a policy; add one, or leave them out")
         if asked is None:
@@ -251,6 +285,11 @@ class Plan(Part):
             raise ValueError("data.practice is for policies that learn from their own answers; leave it out, or use ppo, say")
         if data.practice and (shared := set(data.practice.paths.values()) & set(data.prompts.paths.values())):
             raise ValueError(f"data.practice: {sorted(shared)[0].name} is measured on too; practise on other prompts")
+        if wants_references(getattr(asked, "rewards", ())) and not data.practice:
+            raise ValueError(
+                "policy: its reward exact_number compares with references, which pairs lack; give prompts that have some as "
+                "data.practice, or use another reward"
+            )
         if wants_model(getattr(asked, "rewards", ())) and not self.reward:
             raise ValueError(
                 "policy: its reward is a reward model's, and the plan has none; add reward, or name rules in rewards"
@@ -259,7 +298,8 @@ class Plan(Part):
     @model_validator(mode="after")
     def _fits_the_model(self) -> "Plan":
         """Refuse stages and methods that the model does not take, where its kind is known."""
-        stages = (("pretrain", self.pretrain), ("sft", self.sft), ("reward", self.reward), ("policy", self.policy))
+        later = (("reward", self.trained_reward), ("policy", self.policy))
+        stages = (("pretrain", self.pretrain), ("sft", self.sft), *later)
         for where, spec in stages:
             if spec:
                 with _at(where):
@@ -278,7 +318,7 @@ class Plan(Part):
                     check_follow(self.pretrain.method, method, self.model.config())
         for method in self.search.methods if self.search else ():
             with _at("search"):
-                for spec in filter(None, (self.reward, self.policy)):
+                for spec in filter(None, (self.trained_reward, self.policy)):
                     if spec.method.name == self.sft.method.name:  # it goes on by the winner's method
                         check_stage(spec.stage, method)
                     else:
@@ -312,6 +352,11 @@ class Plan(Part):
             if gate.against == "majority":
                 raise ValueError(f"gate {gate.metric}: answers have no majority label; use against: parent or base")
         return self
+
+    @property
+    def trained_reward(self) -> RewardSpec | None:
+        """How the reward model is trained, if it is trained here."""
+        return self.reward if isinstance(self.reward, RewardSpec) else None
 
     @property
     def merges(self) -> bool:

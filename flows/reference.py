@@ -158,6 +158,10 @@ def _fields(at: Mapping[str, Any], definitions: Mapping[str, Any], where: str) -
         if "properties" in inner:
             yield from _fields(inner, definitions, path)
             continue
+        if members and not any("const" in field for member in members for field in member["properties"].values()):
+            for member in members:  # told apart by which fields they have
+                yield from _fields(member, definitions, path)
+            continue
         yield f"`{path}`", default, str(field.get("description", "")).replace("\n", " ")
         if name == "sources" and "instructions" not in path:
             continue  # the fields of a source are listed once

@@ -174,7 +174,7 @@ def winner(plan: Plan, record: Mapping[str, Any]) -> dict[str, Any] | None:
     factor = row["learning_rate"] / rates["sft"]
     changed: dict[str, Any] = {"sft": {"method": method, "learning_rate": row["learning_rate"]}}
     own = plan.sft.method
-    for stage, spec in (("reward", plan.reward), ("policy", plan.policy)):
+    for stage, spec in (("reward", plan.trained_reward), ("policy", plan.policy)):
         if spec and spec.method.name == own.name:  # a stage that went on with the SFT adapter goes on with the winner's
             rate = rates[spec.stage] * factor
             changed[stage] = {"method": method, "learning_rate": float(f"{rate:.3g}")}

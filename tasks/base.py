@@ -10,6 +10,7 @@ import re
 import shutil
 from collections.abc import Callable
 from functools import partial
+from math import prod
 from pathlib import Path
 from typing import Any, Literal
 
@@ -92,25 +93,35 @@ def base_request(model: str, revision: str | None, root: Path) -> tuple[BaseSpec
     return BaseSpec(model=model, revision=revision), {}
 
 
-def build_base(spec: BaseSpec, inputs: Inputs, out: Path, run: Run) -> Metrics:
-    """Bring the model into the model cache and write its `policy.json`.  Inputs: source (a folder), for a local model alone."""
+def bring(spec: BaseSpec, inputs: Inputs, run: Run, *, what: str = "base") -> tuple[Base, Path]:
+    """The model of `spec`, a `what`, in the model cache, and its folder there.  Inputs: source, for a local model alone."""
     if (spec.source == "local") != ("source" in inputs):
-        raise SpecError(f"base {spec.model}: the input `source` belongs to the model `{LOCAL}`, and to no other")
+        raise SpecError(f"{what} {spec.model}: the input `source` belongs to the model `{LOCAL}`, and to no other")
     if spec.source == "local":
-        kept = _chosen(inputs["source"], "base", chat=spec.chat)
+        kept = _chosen(inputs["source"], what, chat=spec.chat)
         base = Base(name=LOCAL, revision=_revision(kept, run.models), files={})
         folder = _install(base, run.models, partial(_link, kept))
     else:
         revision = f"git:{spec.revision}" if spec.revision else f"sha256:{smollm.SHA256}"
         base = Base(name=spec.model, revision=revision, files={})
-        folder = _install(base, run.models, _fill(base, run, chat=spec.chat))
-    base = base.model_copy(update={"files": _digests(folder, run.models)})
+        folder = _install(base, run.models, _fill(base, run, chat=spec.chat, what=what))
+    return base.model_copy(update={"files": _digests(folder, run.models)}), folder
+
+
+def build_base(spec: BaseSpec, inputs: Inputs, out: Path, run: Run) -> Metrics:
+    """Bring the model into the model cache and write its `policy.json`.  Inputs: source (a folder), for a local model alone."""
+    base, folder = bring(spec, inputs, run)
     asked = spec.chat and not is_seq2seq(folder)
     template = template_digest(folder) if asked or find_template(folder) else None
     tokenizer = tokenizer_digest(folder)
     write_record(out, PolicyRecord(task="policy", base=base, tokenizer=tokenizer, template=template))
+    return facts(folder)
+
+
+def facts(folder: Path) -> Metrics:
+    """How large a model in the cache is, and of which type."""
     return {
-        "parameters": _parameters(folder),
+        "parameters": sum(prod(tensor["shape"]) for tensor in tensors(folder).values()),
         "bytes": sum(file.stat().st_size for file in tree(folder)),
         "model_type": _json(folder / _CONFIG).get("model_type"),
     }
@@ -143,17 +154,18 @@ def materialise(base: Base, run: Run) -> Path:
     except DataError as damage:
         if base.name == LOCAL:
             raise MachineError(
-                f"{damage.args[0]} (`align rerun base PLAN` brings a local model into the cache again)"
+                f"{damage.args[0]} (`align rerun base PLAN` brings a local model into the cache again, "
+                "`align rerun reward-model PLAN` a reward model)"
             ) from damage
         run.log(f"{base.name}: not intact in the model cache, bringing it there again")
     _install(base, run.models, _fill(base, run, chat=False))  # whoever built the artifact has asked what was to be asked
     return check_base(run.models, base)
 
 
-def _fill(base: Base, run: Run, *, chat: bool) -> Callable[[Path], None]:
+def _fill(base: Base, run: Run, *, chat: bool, what: str = "base") -> Callable[[Path], None]:
     if base.name == smollm.NAME:
         return partial(smollm.write, progress=lambda done, total: run.progress(Progress(done, total, {})))
-    return partial(_download, base, run, chat)
+    return partial(_download, base, run, chat, what)
 
 
 def _install(base: Base, models: Path, fill: Callable[[Path], None]) -> Path:
@@ -191,14 +203,14 @@ def _link(files: dict[str, Path], folder: Path) -> None:
             shutil.copyfile(file, folder / name)
 
 
-def _download(base: Base, run: Run, chat: bool, folder: Path) -> None:
+def _download(base: Base, run: Run, chat: bool, what: str, folder: Path) -> None:
     import huggingface_hub
     from huggingface_hub import errors
 
     commit = base.revision.rpartition(":")[2]
     place = run.models / ".download" / folder.name  # kept when it breaks off: the next attempt goes on
     run.log(f"{base.name}: downloading commit {commit[:12]}")
-    where = f"base {base.name} at {commit[:12]}"
+    where = f"{what} {base.name} at {commit[:12]}"
     try:
         huggingface_hub.snapshot_download(  # pyright: ignore[reportUnknownMemberType]
             base.name, revision=commit, local_dir=place,
@@ -279,19 +291,13 @@ def _digests(folder: Path, models: Path) -> dict[str, str]:
     return {file.relative_to(folder).as_posix(): cache.digest(file) for file in tree(folder)}
 
 
-def _parameters(folder: Path) -> int:
-    """Numbers in the weights; a tied head is stored, and counted, once."""
-    total = 0
-    for file in folder.glob("*.safetensors"):
+def tensors(folder: Path) -> dict[str, dict[str, Any]]:
+    """Name -> dtype and shape of every tensor in the weights; a tied head is stored, and so there, once."""
+    found: dict[str, dict[str, Any]] = {}
+    for file in sorted(folder.glob("*.safetensors")):
         with file.open("rb") as opened:
-            header = json.loads(opened.read(int.from_bytes(opened.read(8), "little")))
-        for name, tensor in header.items():
-            if name != "__metadata__":
-                count = 1
-                for size in tensor["shape"]:
-                    count *= size
-                total += count
-    return total
+            found |= json.loads(opened.read(int.from_bytes(opened.read(8), "little")))
+    return {name: about for name, about in found.items() if name != "__metadata__"}
 
 
 def _json(path: Path) -> dict[str, Any]:

@@ -2,12 +2,12 @@
 
 import base64
 import json
-import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 
 from tasks.core.spec import Json
 from tasks.core.store import Artifact
+from tasks.training_plot import caption, picture, rows_of
 
 _TEXTS = ("gates.md", "health.md", "comparison.md", "search.md", "report.md", "README.md")
 """what a stage wrote for people; the first that is there leads the page"""
@@ -22,8 +22,7 @@ def summary(artifact: Artifact, *, built: bool, about: str = "") -> str:
             lines = [text.partition("---\n")[2].partition("---\n")[2] if text.startswith("---\n") else text, ""]
             lines[0] = _with_pictures(lines[0], artifact.path)
             break
-    if (curve := artifact.path / _CURVE).exists():
-        lines += [*_plot(json.loads(curve.read_text(encoding="utf-8"))), ""]
+    lines += training(artifact.path)
     lines += ["| metric | value |", "|---|---:|"]
     lines += [
         f"| {name} | {_cell(name, value)} |" for name, value in artifact.metrics.items() if not isinstance(value, dict | list)
@@ -60,31 +59,36 @@ def table(artifact: Artifact) -> list[dict[str, Json]]:
     return found
 
 
-_CURVE = "training.json"
-_POINTS = 200
-"""of a plotted curve; more cannot be told apart"""
-
-
-def _plot(steps: Sequence[Mapping[str, float]]) -> list[str]:
-    """The loss over the steps, as a picture inside the markdown: pages ask no other address for anything."""
-    points = [(step["step"], step["loss"]) for step in steps if math.isfinite(step.get("loss", math.nan))]
-    if len(points) < 2:
+def training(folder: Path) -> list[str]:
+    """Lines of markdown with the picture of the training whose curve is in `folder`; none where there is nothing to draw."""
+    rows = rows_of(folder)
+    drawn = picture(rows)
+    if drawn is None:
         return []
-    points = [*points[:: math.ceil(len(points) / _POINTS)], points[-1]]
-    width, height = 640, 160
-    low, high = min(loss for _, loss in points), max(loss for _, loss in points)
-    first, last = points[0][0], points[-1][0]
-    line = " ".join(
-        f"{width * (step - first) / (last - first):.1f},{8 + (height - 16) * (high - loss) / ((high - low) or 1):.1f}"
-        for step, loss in points
-    )
-    svg = (
-        f'<svg xmlns="http://www.w3.org/2000/svg" width="{width}" height="{height}">'
-        f'<rect width="{width}" height="{height}" fill="#8882"/>'
-        f'<polyline points="{line}" fill="none" stroke="#3b82f6" stroke-width="2"/></svg>'
-    )
-    picture = f"![loss over the steps](data:image/svg+xml;base64,{base64.b64encode(svg.encode()).decode()})"
-    return [picture, "", f"Loss of steps {first} to {last}, between {shown(low)} and {shown(high)}."]
+    return [f"![training](data:image/png;base64,{base64.b64encode(drawn).decode()})", "", caption(rows), ""]
+
+
+_WATCHED = {
+    "reward": "reward", "kl": "kl", "answer_tokens": "tokens", "finished": "finished", "loss": "loss", "value_loss": "value loss",
+    "rewards/margins": "margin", "margin": "margin", "accuracy": "accuracy", "rewards/accuracies": "accuracy",
+}  # fmt: skip
+"""what a running stage reports -> its name; these come first, in this order"""
+_UNWATCHED = (
+    "grad_norm", "learning_rate", "entropy", "mean_token_accuracy", "iteration", "answers", "reward_std", "value_grad_norm",
+    "ratio_start", "skipped", "policy_loss", "approx_kl",
+)  # fmt: skip
+"""in the curve and the plots, but too much for a line"""
+
+
+def watched(values: Mapping[str, float], most: int | None = None) -> str:
+    """The numbers of a running stage in a line, `most` of them, those that say how it goes first.
+
+    >>> watched({"loss": 0.5, "grad_norm": 1.0, "iteration": 3.0, "kl": 0.123456, "reward": 1.0})
+    'reward 1  kl 0.1235  loss 0.5'
+    """
+    first = [name for name in _WATCHED if name in values]
+    rest = [name for name in values if name not in (*_WATCHED, *_UNWATCHED)]
+    return "  ".join(f"{_WATCHED.get(name, name)} {values[name]:.4g}" for name in (*first, *rest)[:most])
 
 
 def _cell(name: str, value: Json) -> str:
@@ -96,12 +100,16 @@ def _cell(name: str, value: Json) -> str:
 _ROWS = "{rows_kept} of {rows_in} rows kept, {rows_quarantined} in quarantine"
 _HEADLINES = {
     "base": "{parameters} parameters",
+    "reward-model": "{parameters} parameters",
     "curate-instructions": _ROWS,
     "curate-preferences": _ROWS,
     "curate-feedback": _ROWS + "; {liked_to_train_on} liked and {disliked_to_train_on} not",
     "curate-prompts": _ROWS,
     "curate-texts": _ROWS,
     "curate-labelled": _ROWS,
+    "curate-pairs": _ROWS,
+    "pairing": "{pairs} pairs of {prompts} prompts, mean reward {mean_reward}: chosen {chosen_reward}, rejected {rejected_reward}",
+    "judging": "{judged} answers judged, {unread} without a score, mean {mean}",
     "sft": "loss {first_loss} -> {last_loss} in {steps} steps, held out {heldout_loss}",
     "reward": "right on {heldout_accuracy} of held-out pairs (the longer answer wins: {heldout_length_baseline})",
     "dpo": "loss {first_loss} -> {last_loss} in {steps} steps",

@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 from transformers import PreTrainedTokenizerBase
 
 from tasks.core.errors import DataError
-from tasks.training.models import pad_id, stop_ids
+from tasks.training.models import READS_WHOLE, pad_id, stop_ids
 from tasks.training.template import render, wants_parts
 
 IGNORED = -100
@@ -70,6 +70,7 @@ class Encoder:
         self._parts = wants_parts(tokenizer)
         self.stops = stop_ids(tokenizer, model)
         self.pad = pad_id(tokenizer)
+        self._whole = bool(getattr(model, READS_WHOLE, False))
 
     def text(self, messages: Messages, *, prompt: bool = False) -> str:
         """The template's text of `messages`; with `prompt`, up to where the assistant begins."""
@@ -84,8 +85,13 @@ class Encoder:
         return self.ids(self.text(messages, prompt=True))
 
     def pieces(self, messages: Messages) -> list[Piece]:
-        """The conversation cut before and after each assistant turn; a turn ends with its stop token, where it has one."""
+        """The conversation cut before and after each assistant turn; a turn ends with its stop token, where it has one.
+
+        In one piece for a reward model that was trained elsewhere, where a text is tokenised as one.
+        """
         whole, at, pieces = self.text(messages), 0, []
+        if self._whole:
+            return [Piece(self.ids(whole), answer=False)]
         for i, message in enumerate(messages):
             if message["role"] != "assistant":
                 continue

@@ -44,6 +44,8 @@ from tasks.training.template import render
 from tasks.training.vision_models import processor_of, vision_model, vision_scorer
 
 WEIGHTS = "adapter_model.safetensors"
+READS_WHOLE = "reads_whole"
+"""attribute of a reward model that was trained elsewhere: it knows texts as they are tokenised in one go"""
 _LOCAL: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
 transformers_logging.disable_progress_bar()  # a child's stdout is for its log and its progress events
 make_all_known()
@@ -123,6 +125,8 @@ def load(
         model.requires_grad_(True)
     if task != "policy":
         model.config.pad_token_id = padding(tokenizer) if head else pad_id(tokenizer)
+    if record.task == "reward" and not record.chain:
+        setattr(model, READS_WHOLE, True)
     if not trainable:
         model.requires_grad_(False)
     model.train(trainable)
