@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any, Generic, Protocol, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, model_validator
+from pydantic import BaseModel, ConfigDict, Discriminator, Field, PositiveFloat, Tag, model_validator
 
 from evals import modules
 from evals.estimates import metric
@@ -32,6 +32,7 @@ from tasks.merge import MergeSpec
 from tasks.methods import check_stage
 from tasks.reading.spec import SourceEntry
 from tasks.release import ReleaseSpec
+from tasks.review import Approval
 from tasks.reward_model import reward_request
 from tasks.rewarding import wants_model, wants_references
 from tasks.smollm import NAME as EMBEDDED
@@ -200,6 +201,10 @@ class ReleasePlan(Part):
     """for the card, beside the ones that follow from how it was made"""
     limits: tuple[str, ...] = ()
     """known limits, a sentence each"""
+    approval: Approval = "review"
+    """whether a person must approve where the gates leave it open (`review`), or `always`"""
+    review_days: PositiveFloat = 7
+    """for a person to decide; later, the release counts as rejected"""
 
 
 class SchedulePlan(Part):
@@ -379,7 +384,7 @@ class Plan(Part):
 
     def card(self) -> ReleaseSpec:
         """What the release says of itself."""
-        return ReleaseSpec(name=self.name, **self.release.model_dump(exclude={"channel"}))
+        return ReleaseSpec(name=self.name, **self.release.model_dump(exclude={"channel", "review_days"}))
 
     def workshop(self) -> Workshop:
         """The store and the model cache this plan builds with."""

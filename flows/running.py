@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from datetime import UTC, datetime
 from typing import Any
 
+from prefect.exceptions import Pause
 from prefect.futures import PrefectFuture
 from prefect.runtime import flow_run
 
@@ -96,6 +97,7 @@ class _Record:
             "flow": flow,
             "plan": as_json(plan),
             "flow_run": str(flow_run.id),  # pyright: ignore[reportAttributeAccessIssue]
+            "called": str(flow_run.name),  # pyright: ignore[reportAttributeAccessIssue]
             "started": datetime.now(UTC).isoformat(timespec="seconds"),
             "status": "running",
         }
@@ -112,10 +114,19 @@ class _Record:
             steps[name] = {"state": future.state.name, "artifact": future.result() if done else None}
         self._fields |= {
             "finished": datetime.now(UTC).isoformat(timespec="seconds"),
-            "status": "completed" if error is None else type(error).__name__ if isinstance(error, Exception) else "interrupted",
-            "error": (str(error) or type(error).__name__) if error else None,
+            "status": _status(error),
+            "error": None if error is None or isinstance(error, Pause) else str(error) or type(error).__name__,
             "steps": steps,
         }
         write_json(self._path, json.loads(json.dumps(self._fields)))
-        if error is None or isinstance(error, Exception):
+        if error is None or isinstance(error, Exception | Pause):
             self.lock.unlink(missing_ok=True)  # else `flows.reap` looks after it
+
+
+def _status(error: BaseException | None) -> str:
+    """How a run ended that ended with `error`; one that waits for a person is no failure and will be run again."""
+    if error is None:
+        return "completed"
+    if isinstance(error, Pause):
+        return "suspended"
+    return type(error).__name__ if isinstance(error, Exception) else "interrupted"

@@ -82,7 +82,7 @@ class TaskPlan(Part):
 
     def card(self) -> ReleaseSpec:
         """What the release says of itself."""
-        return ReleaseSpec(name=self.name, **self.release.model_dump(exclude={"channel"}))
+        return ReleaseSpec(name=self.name, **self.release.model_dump(exclude={"channel", "review_days"}))
 
     def workshop(self) -> Workshop:
         """The store and the model cache this plan builds with."""

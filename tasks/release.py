@@ -1,7 +1,8 @@
 """The stage `release`: a policy that passed its gates, with its verdict, its lineage and its model card.
 
 Inputs: `policy`, `verdict`, the scores and answers that the verdict was judged on, and every artifact that the card shall
-mention.  The verdict must have been measured on this very policy, and the policy's bytes must be whole.
+mention; `decision`, the file of a person's approval, where the verdict or the spec asks for one.  The verdict must have been
+measured on this very policy, the approval must be of these very two, and the policy's bytes must be whole.
 """
 
 import json
@@ -21,10 +22,13 @@ from tasks.core.store import Artifact
 from tasks.heads import FORMS, Head, read_head
 from tasks.judge import VERDICT_FILE
 from tasks.policy import ADAPTERS, MODEL, PolicyRecord, is_seq2seq, read_record, sees_images
+from tasks.review import Approval, Decision, Subject, inert, read
 
 CARD = Path(__file__).parent / "templates" / "model_card.md.j2"
 RELEASE_FILE = "release.json"
 CARD_FILE = "README.md"
+DECISION = "decision"
+"""the input that is a person's approval"""
 _DATA = ("instructions", "preferences", "prompts", "texts", "labelled")
 _PIPELINES = {
     "policy": "text-generation",
@@ -62,32 +66,54 @@ class ReleaseSpec(Spec):
     """for the card, beside the ones that follow from how it was made"""
     limits: tuple[str, ...] = ()
     """known limits, a sentence each"""
+    approval: Approval = "review"
+    """whether a person must approve where the gates leave it open, or always"""
 
 
-def refusal(verdict: Path) -> str | None:
-    """Why the verdict in folder `verdict` allows no release, with the numbers, or None if it does."""
+def refusal(verdict: Path, approval: Approval = "review", decision: Decision | None = None) -> str | None:
+    """Why the verdict in folder `verdict` allows no release, with the numbers, or None if it does.
+
+    A person decides what the gates leave open, and under `approval: always` what they allow; never what they forbid.
+    """
     record = _json(verdict / VERDICT_FILE)
-    if record["verdict"] == "pass" and record["gates"]:
-        return None
-    # the place for a recorded human approval of a review: an input of its own beside the verdict
+    said = record["verdict"]
     reasons: list[str] = record["reasons"]
     more = f" (and {len(reasons) - 2} more)" if len(reasons) > 2 else ""
-    return f"not released, the verdict is {record['verdict']}: {'; '.join(reasons[:2])}{more}"
+    no = f"not released, the verdict is {said}: {'; '.join(reasons[:2])}{more}"
+    if not record["gates"] or said == "fail":
+        return no
+    if not asks(said, approval):
+        return None
+    if decision is None:
+        return no if said == "review" else f"not released, the verdict is {said}, and this plan asks a person to approve it"
+    return None if decision.action == "approve" else f"not released, {decision.sentence}"
+
+
+def asks(verdict: str, approval: Approval) -> bool:
+    """Whether a person must approve before a release.
+
+    >>> asks("review", "review"), asks("pass", "review"), asks("pass", "always"), asks("fail", "always")
+    (True, False, True, False)
+    """
+    return verdict == "review" or (verdict == "pass" and approval == "always")
 
 
 def release(spec: ReleaseSpec, inputs: Mapping[str, Path], out: Path, run: Run) -> Metrics:
     """Write `release.json` and the model card `README.md`.
 
-    Raises GateError unless the verdict is pass, SpecError if no gate was asked for, and DataError for a damaged policy or a
-    verdict that was measured on another one.
+    Raises GateError unless the verdict is pass or a person approved, SpecError if no gate was asked for, and DataError for a
+    damaged policy or a verdict that was measured on another one.
     """
     verdict = _json(inputs["verdict"] / VERDICT_FILE)
     if not verdict["gates"]:
         raise SpecError(f"{spec.name}: a release needs at least one gate; add gates to the plan")
-    if no := refusal(inputs["verdict"]):
+    decision = read(inputs[DECISION]) if DECISION in inputs else None
+    if no := refusal(inputs["verdict"], spec.approval, decision):
         raise GateError(f"{spec.name}: {no}")
-    artifacts = {name: opened(path) for name, path in sorted(inputs.items())}
+    artifacts = {name: opened(path) for name, path in sorted(inputs.items()) if name != DECISION}
     policy = artifacts["policy"]
+    if decision and decision.subject != Subject.of(artifacts["verdict"], policy):
+        raise GateError(f"{spec.name}: not released, what was {decision.sentence} is another verdict or policy; ask again")
     if damage := policy.damage(deep=True):
         raise DataError(f"policy {policy.key[:12]}: {damage}; `align rerun {policy.stage} PLAN` builds it again")
     traces = {name: trace_among(artifacts.values(), artifacts[name], artifacts) for name in ("policy", "verdict")}
@@ -102,15 +128,17 @@ def release(spec: ReleaseSpec, inputs: Mapping[str, Path], out: Path, run: Run) 
             "base": base,
             "chain": [link.model_dump(mode="json") for link in record.chain],
             "verdict": {"key": artifacts["verdict"].key, "digest": artifacts["verdict"].digest, **verdict},
+            "approval": decision and decision.model_dump(mode="json"),
             "lineage": _lineage(traces),
         },
     )
     head = read_head(inputs["policy"]) if record.task in FORMS else None
     merged, seq2seq = (inputs["policy"] / MODEL).is_dir(), _writes_after_encoding(inputs["policy"], record)
-    card = _card(spec, record, head, verdict, traces, merged=merged, seq2seq=seq2seq)
+    card = _card(spec, record, head, verdict, decision, traces, merged=merged, seq2seq=seq2seq)
     (out / CARD_FILE).write_text(card, encoding="utf-8")
-    run.log(f"{spec.name}: {headline(verdict)}")
-    return {"policy": policy.key, "verdict": verdict["verdict"], "gates": len(verdict["gates"])}
+    run.log(f"{spec.name}: {headline(verdict)}{f', {decision.sentence}' if decision else ''}")
+    approval: Metrics = {"approved_by": decision.by} if decision else {}
+    return {"policy": policy.key, "verdict": verdict["verdict"], "gates": len(verdict["gates"]), **approval}
 
 
 def _refuse_other(policy: Artifact, verdict: Trace) -> None:
@@ -159,6 +187,7 @@ def _card(
     record: PolicyRecord,
     head: Head | None,
     verdict: Any,  # noqa: ANN401
+    decision: Decision | None,
     traces: Mapping[str, Trace],
     *,
     merged: bool,
@@ -190,13 +219,15 @@ def _card(
         headline=headline(verdict),
         gates=gate_markdown(verdict),
         verdict=verdict,
+        decision=decision,
+        inert=inert,
         head=head and AUTO_CLASSES[record.task],
         auto="AutoModelForSeq2SeqLM" if seq2seq else auto_class(record) if record.task == "policy" else AUTO_CLASSES["policy"],
         reader="AutoProcessor" if sees_images(record) else "AutoTokenizer",
         key_mapping=dict(head.key_mapping) if head else {},
         pipeline=front["pipeline_tag"],
         made=[_made(part) for part in traces["policy"].walk() if part.artifact.kind in _MADE],
-        lineage=list(_outline(traces["policy"])),
+        lineage=list(outline(traces["policy"])),
     )
 
 
@@ -221,7 +252,7 @@ def _funnel(report: Any) -> Iterator[tuple[str, str]]:  # noqa: ANN401
         yield f"refused: {rule['rule']}", f"{rule['records']:,}"
 
 
-def _outline(trace: Trace, name: str = "", depth: int = 0, drawn: set[str] | None = None) -> Iterator[str]:
+def outline(trace: Trace, name: str = "", depth: int = 0, drawn: set[str] | None = None) -> Iterator[str]:
     """The lineage as an indented list; what occurs twice is drawn out once."""
     drawn = set() if drawn is None else drawn
     again = trace.artifact.key in drawn
@@ -231,7 +262,7 @@ def _outline(trace: Trace, name: str = "", depth: int = 0, drawn: set[str] | Non
     yield f"{'  ' * depth}- {label}{artifact.stage} `{artifact.kind}/{artifact.key[:12]}`{' (above)' if again else ''}"
     for below_name, below in [] if again else sorted(trace.inputs.items()):
         if isinstance(below, Trace):
-            yield from _outline(below, below_name, depth + 1, drawn)
+            yield from outline(below, below_name, depth + 1, drawn)
         else:
             yield f"{'  ' * (depth + 1)}- {below_name}: file sha256 `{below[:12]}`"
 
