@@ -18,8 +18,8 @@ from tasks.core.secrets import redact
 from tasks.core.spec import Json
 
 _STATES = {"built": "green", "cached": "cyan", "missing": "yellow", "waits": "dim", "failed": "red"}
-_UNWATCHED = {"grad_norm", "learning_rate", "entropy", "mean_token_accuracy"}
-"""in the flow's log and the plots, but too much for a line"""
+_MOST = 4
+"""numbers of a running stage that a line has room for"""
 _QUIET_SECONDS = 15.0
 """without a terminal, a line of progress per stage this often"""
 
@@ -150,11 +150,12 @@ class Watch:
         return table
 
     def _line(self, stage: str, since: float, progress: Progress | None, text: str) -> Text:
+        from tasks.present import watched
+
         line = Text(f" ▸ {stage:<19} ", style="yellow") + Text(f"{'':<7} {duration(time.monotonic() - since):>9}  ", style="dim")
         if progress is None:
             return line + Text(text[:90], style="dim")
-        watched = {name: value for name, value in progress.values.items() if name not in _UNWATCHED}
-        values = "  ".join(f"{name} {value:.4g}" for name, value in list(watched.items())[:3])
+        values = watched(progress.values, _MOST)
         if progress.total == 0:
             return line + f"{progress.step}  {values}"
         filled = round(20 * min(1.0, progress.step / progress.total))

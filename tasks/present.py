@@ -37,8 +37,8 @@ def summary(artifact: Artifact, *, built: bool, about: str = "") -> str:
 
 def _with_pictures(text: str, folder: Path) -> str:
     """`text` with the PNGs of `folder` that it shows inside it: a page asks no other address for anything."""
-    for picture in folder.glob("*.png"):
-        text = text.replace(f"]({picture.name})", f"](data:image/png;base64,{base64.b64encode(picture.read_bytes()).decode()})")
+    for file in folder.glob("*.png"):
+        text = text.replace(f"]({file.name})", f"](data:image/png;base64,{base64.b64encode(file.read_bytes()).decode()})")
     return text
 
 
@@ -108,7 +108,7 @@ _HEADLINES = {
     "curate-texts": _ROWS,
     "curate-labelled": _ROWS,
     "curate-pairs": _ROWS,
-    "pairing": "{pairs} pairs of {prompts} prompts, mean reward {mean_reward}: chosen {chosen_reward}, rejected {rejected_reward}",
+    "pairing": "{pairs} pairs of {prompts} prompts; reward {mean_reward}, chosen {chosen_reward}, rejected {rejected_reward}",
     "judging": "{judged} answers judged, {unread} without a score, mean {mean}",
     "sft": "loss {first_loss} -> {last_loss} in {steps} steps, held out {heldout_loss}",
     "reward": "right on {heldout_accuracy} of held-out pairs (the longer answer wins: {heldout_length_baseline})",

@@ -24,9 +24,10 @@ from prefect.states import Completed
 from tasks.core.build import Source, Workshop
 from tasks.core.contract import Progress, Run, Stage
 from tasks.core.errors import RETRYABLE, AlignError
+from tasks.core.secrets import redact
 from tasks.core.spec import Spec
 from tasks.core.store import Artifact
-from tasks.present import headline, summary, table
+from tasks.present import headline, summary, table, training, watched
 
 Ref = str
 """an artifact as tasks pass it on: `kind/key`"""
@@ -118,6 +119,8 @@ def _build(request: _Opaque, sources: dict[str, str], artifacts: dict[str, Ref])
     except AlignError as error:
         _let_go(error)
         builder.listen(Event(name, "failed", str(error), seconds=time.monotonic() - started))
+        if asked.stage.heavy:
+            _show_unfinished(store.scratch(builder.workshop.identity(asked.stage, asked.spec, inputs).key), key, error)
         raise
     said, about = headline(artifact), (type(asked.spec).__doc__ or "").strip()
     create_markdown_artifact(summary(artifact, built=built, about=about), key=key, description=said)
@@ -130,6 +133,13 @@ def _build(request: _Opaque, sources: dict[str, str], artifacts: dict[str, Ref])
     short = f"{artifact.kind}/{artifact.key[:12]}"
     logger.info(f"{what} in {seconds:.1f} s: {said} ({short})")
     return ref if built else Completed(name="Cached", message=f"{short} was built {artifact.created}", data=ref)
+
+
+def _show_unfinished(work: Path, key: str, error: AlignError) -> None:
+    """The curve of a training that ended itself, where it left one: the numbers it was ended for."""
+    if lines := training(work):
+        said = redact(str(error))
+        create_markdown_artifact("\n".join([f"# {said}", "", *lines]), key=f"{key}-unfinished", description=said)
 
 
 def _let_go(error: BaseException | None) -> None:
@@ -161,7 +171,7 @@ class _ProgressReport:
             if now - self._last < _PROGRESS_SECONDS and progress.step != progress.total:
                 return
             self._last = now
-            values = "  ".join(f"{key} {value:.4g}" for key, value in progress.values.items())
+            values = watched(progress.values)
             if progress.total == 0:
                 get_run_logger().info(f"{progress.step}  {values}")
                 return

@@ -7,7 +7,8 @@ from tasks.core.build import Workshop
 from tasks.core.contract import Stage
 from tasks.core.spec import Spec
 from tasks.core.store import Store
-from tasks.present import headline, summary, table
+from tasks.present import headline, summary, table, watched
+from tasks.training_plot import picture
 
 GATE = {
     "metric": "reward_win_rate", "against": "parent", "at_least": 0.5, "at_most": None, "level": 0.95, "note": "",
@@ -28,31 +29,38 @@ def made(tmp_path, name, kind, files, metrics):
 
 
 def test_a_trained_policy_shows_its_curve_its_numbers_and_how_to_see_more(tmp_path):
-    steps = [{"step": step, "loss": 2.0 / step} for step in range(1, 1001)]
-    metrics = {"first_loss": 2.0, "last_loss": 0.002, "steps": 1000, "peak_bytes": 3 * 2**20, "dropped": {}}
+    steps = [{"step": step, "loss": 2.0 / step} for step in range(1, 301)]
+    metrics = {"first_loss": 2.0, "last_loss": 0.002, "steps": 300, "peak_bytes": 3 * 2**20, "dropped": {}}
     artifact = made(tmp_path, "dpo", "policy", {"training.json": json.dumps(steps)}, metrics)
-    title, _, about, _, picture, _, caption, _, *rest = summary(artifact, built=True, about="Prefer chosen answers.").split("\n")
+    title, _, about, _, shown, _, said, _, *rest = summary(artifact, built=True, about="Prefer chosen answers.").split("\n")
     assert title == "# dpo"
     assert about == "Prefer chosen answers."
-    assert caption == "Loss of steps 1 to 1000, between 0.002 and 2."
-    svg = base64.b64decode(picture.removeprefix("![loss over the steps](data:image/svg+xml;base64,").removesuffix(")")).decode()
-    points = svg.partition('points="')[2].partition('"')[0].split()
-    assert points[0] == "0.0,8.0"  # first step, highest loss
-    assert points[-1] == "640.0,152.0"  # last step, lowest
-    assert len(points) == 201
+    assert said == "Steps 1 to 300: loss (all of it) 2 → 0.00667."
+    assert base64.b64decode(shown.removeprefix("![training](data:image/png;base64,").removesuffix(")")) == picture(steps)
     assert rest[:6] == [
-        "| metric | value |", "|---|---:|", "| first_loss | 2 |", "| last_loss | 0.002 |", "| steps | 1,000 |",
+        "| metric | value |", "|---|---:|", "| first_loss | 2 |", "| last_loss | 0.002 |", "| steps | 300 |",
         "| peak_bytes | 3.0 MiB |",
     ]  # fmt: skip
     assert rest[-1].startswith(f"`policy/{artifact.key[:12]}`, built in this run; made 20")
     assert rest[-1].endswith(f"All of it: `align show {artifact.key[:12]}`")
-    assert headline(artifact) == "loss 2 -> 0.002 in 1,000 steps"
+    assert headline(artifact) == "loss 2 -> 0.002 in 300 steps"
 
 
 def test_a_curve_of_one_step_or_of_no_finite_loss_is_left_out(tmp_path):
-    for number, steps in enumerate(([{"step": 1, "loss": 2.0}], [{"step": 1, "loss": float("nan")}, {"step": 2}])):
+    for number, steps in enumerate(([{"step": 1, "loss": 2.0}], [{"step": 1, "loss": float("nan")}, {"step": 2}], [])):
         artifact = made(tmp_path / str(number), "sft", "policy", {"training.json": json.dumps(steps)}, {})
         assert "data:image" not in summary(artifact, built=False)
+
+
+def test_a_running_stage_says_first_how_it_goes():
+    ppo = {
+        "loss": 0.1, "grad_norm": 1.0, "learning_rate": 1e-4, "iteration": 3.0, "answers": 32.0, "reward": 0.75, "kl": 1.25,
+        "reward_std": 0.5, "entropy": 2.0, "answer_tokens": 20.5, "finished": 0.9, "value_loss": 0.25, "clip_fraction": 0.125,
+    }  # fmt: skip
+    assert watched(ppo) == "reward 0.75  kl 1.25  tokens 20.5  finished 0.9  loss 0.1  value loss 0.25  clip_fraction 0.125"
+    assert watched(ppo, 3) == "reward 0.75  kl 1.25  tokens 20.5"
+    assert watched({"loss": 0.5, "rewards/margins": 0.25}) == "loss 0.5  margin 0.25"
+    assert watched({"rollout": 2.0}) == "rollout 2"
 
 
 def test_the_gate_table_says_each_verdict_in_a_named_column(tmp_path):

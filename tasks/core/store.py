@@ -169,7 +169,7 @@ class Store:
             found = self.find(identity.kind, identity.key)
             if found and (not fresh or (found.path / MANIFEST).stat().st_mtime > before):
                 return found, False  # another run finished it while this one waited
-            work = self.root / ".work" / identity.key
+            work = self.scratch(identity.key)
             out = work / "out"
             remove(out)
             out.mkdir(parents=True)
@@ -179,6 +179,10 @@ class Store:
         if self._remote:
             self._remote.push(artifact.path, artifact.kind, artifact.key)
         return artifact, True
+
+    def scratch(self, key: str) -> Path:
+        """Where the artifact of `key` is being built; kept when the build dies."""
+        return self.root / ".work" / key
 
     def _commit(self, identity: Identity, out: Path, metrics: Metrics, seconds: float) -> Artifact:
         files: dict[str, Json] = {}
