@@ -184,9 +184,9 @@ _END = re.compile(r"[.!?\u3002\uff01\uff1f\u0964\u06d4\u2026]+[\"'\u201d\u2019)\
 
 
 def sentences(text: str) -> list[str]:
-    """The sentences of `text`, each up to a mark that ends one, or the end of a paragraph or list item; those without a word left out.
+    """The sentences of `text`: up to a mark that ends one, or the end of a paragraph or list item; what has no word is none.
 
-    A dot after an abbreviation, an initial or the number of a list item ends none, unless it ends the line.
+    A dot after an abbreviation, an initial or a list number ends none, unless it ends the line.
 
     >>> sentences("Dr. Smith paid $3.50 to J. Doe. Why? See e.g. this...\\n\\n1. Yes\\n2. No")
     ['Dr. Smith paid $3.50 to J. Doe.', 'Why?', 'See e.g. this...', '1. Yes', '2. No']

@@ -1,0 +1,33 @@
+# pyright: basic
+"""Share of all verifiable instructions that are followed, judged strictly: IFEval's instruction-level accuracy.
+
+No mean over answers, so per answer it gives counts: instructions followed, and all of them.
+"""
+
+import datasets
+import evaluate
+
+from evals.instructions import followed
+
+_DESCRIPTION = "Instructions followed under strict judging over all instructions."
+
+
+class InstructionStrict(evaluate.Metric):
+    """predictions and references: text."""
+
+    def _info(self) -> evaluate.MetricInfo:
+        text = datasets.Value("string")
+        return evaluate.MetricInfo(
+            description=_DESCRIPTION,
+            citation="",
+            inputs_description="predictions: answers; references: instructions as evals.instructions writes them",
+            features=datasets.Features({"predictions": text, "references": text}),
+        )
+
+    def _compute(self, predictions: list[str], references: list[str]) -> dict:
+        found = [followed(answer, reference) for answer, reference in zip(predictions, references, strict=True)]
+        counts = {
+            "followed_strict": [float(one.strict) for one in found],
+            "instructions_strict": [float(one.of) for one in found],
+        }
+        return {"instruction_strict": sum(counts["followed_strict"]) / sum(counts["instructions_strict"]), "counts": counts}
