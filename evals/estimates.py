@@ -1,16 +1,16 @@
 """METRICS: what can be gated, and how each is estimated from the per-item scores of docs/artifacts.md.
 
 A metric names its raw scores in `needs` and turns them, aligned item by item, into a `Sample`.  A new one is one row here; a
-metric of the answers' text is a module instead, see `evals.modules`.
+metric of the answers' text is a module instead, see `evals.modules`; `<suite>.<metric>` belongs to a suite, see `evals.suite`.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
 
-from evals import modules
+from evals import modules, suite
 from evals.scores import Scores, Series
 from evals.statistics import Floats, Sample, contrast, difference, macro_f1, mean, perplexity, perplexity_ratio, ratio, shares
 from tasks.core.errors import DataError, SpecError
@@ -114,6 +114,10 @@ def _share_of(part: Series, whole: Series) -> Sample:
     return ratio(part.values, whole.values, part.clusters, support=_SHARE)
 
 
+def _ratio_of(above: Series, below: Series) -> Sample:
+    return ratio(above.values, below.values, above.clusters)
+
+
 def _perplexity(series: Series) -> Sample:
     return perplexity(series.values, series.weights, series.clusters)
 
@@ -210,30 +214,73 @@ METRICS: dict[str, Metric] = {
         "tags that are right, of all items together",
         differs=True,
     ),
+    "instruction_strict": Metric(
+        _share_of, (("candidate", "followed_strict"), ("candidate", "instructions_strict")), "share of instructions", "higher",
+        "verifiable instructions that are followed, of all prompts together",
+        differs=True,
+    ),
+    "instruction_loose": Metric(
+        _share_of, (("candidate", "followed_loose"), ("candidate", "instructions_loose")), "share of instructions", "higher",
+        "the same, where Markdown's stars, an opening line and a closing line are forgiven",
+        differs=True,
+    ),
+    "verbosity": Metric(
+        _ratio_of, (("candidate", "answer_words"), ("candidate", "reference_words")), "ratio", "lower",
+        "words of all answers over words of all references",
+        differs=True,
+    ),
 }  # fmt: skip
 RAW = frozenset(raw for metric in METRICS.values() for _, raw in metric.needs)
 """names of raw scores: no module may take one"""
 
 
 def metric(name: str, against: Against | None) -> Metric:
-    """The metric `name`, a row of METRICS or a module.  Raises SpecError, with the nearest names, if it is neither."""
+    """The metric `name`: a row of METRICS, a module, or `<suite>.<metric>`.  Raises SpecError, with the nearest names, else."""
+    if inside := suite.split(name):
+        return _of_suite(*inside, against)
     if name in METRICS:
         return METRICS[name].compared() if against and METRICS[name].differs else METRICS[name]
     own = modules.names()
     if name not in own:
         raise SpecError(f"{name}: no such metric{modules.nearest(name, [*METRICS, *own])}")
+    return _own_metric(name, against)
+
+
+def _own_metric(name: str, against: Against | None) -> Metric:
+    """The mean of a module's values, or its difference to another's."""
     if against:
         return Metric(
             _own_difference, (("candidate", name), (_OTHER, name)), "difference", "higher", f"mean {name} less the other's"
         )
-    return Metric(_own, (("candidate", name),), "mean", "higher", f"mean {name}, see evals/metrics/{name}")
+    return Metric(_own, (("candidate", name),), "mean", "higher", f"mean {name}")
+
+
+def _of_suite(name: str, inner: str, against: Against | None) -> Metric:
+    """Metric `inner` of the suite `name`, made from raw scores that are named after the suite.  Raises SpecError."""
+    about = suite.suite(name)
+    able = about.may_measure()
+    if inner not in able:
+        raise SpecError(f"{name}.{inner}: the suite has no such metric{modules.nearest(inner, able)}")
+    if raw := {suite.JUDGED: suite.WINS, suite.AGREED: suite.AGREED}.get(inner):
+        meaning = "answers that the judge prefers to the other's; a tie counts half" if raw == suite.WINS else "orders that agree"
+        found = Metric(_share, ((_OTHER, raw),), "share of prompts", "higher", meaning)
+    elif inner in suite.CHOICES:
+        found = _own_metric(inner, against)
+    else:
+        found = metric(inner, against)
+    needs = tuple((subject, f"{name}.{raw}") for subject, raw in found.needs)
+    better = about.metrics.get(inner, found.better)
+    return replace(found, needs=needs, better=better, meaning=f"{found.meaning}; suite {name}, version {about.version}")
 
 
 def measurable(scores: Scores) -> list[tuple[str, Against | None]]:
     """Every (metric, comparator) that `scores` have the raw scores for."""
-    own = [name for name in scores.metrics() if name not in RAW and name in modules.names()]
+    raw = scores.metrics()
+    own = [name for name in raw if name not in RAW and name in modules.names()]
+    suites = sorted({inside[0] for inside in map(suite.split, raw) if inside} & set(suite.names()))
+    inside = [f"{name}.{inner}" for name in suites for inner in suite.suite(name).may_measure()]
     found: list[tuple[str, Against | None]] = []
-    for name in [*METRICS, *own]:
+    for name in [*METRICS, *own, *inside]:
         for against in (None, *COMPARATORS):
             found_metric = metric(name, against)
             fits = found_metric.comparative == (against is not None)

@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from evals.statistics import Floats, Texts
+from evals.suite import refuse_mixed
 from tasks.core.errors import DataError
 
 if TYPE_CHECKING:
@@ -47,10 +48,12 @@ class Scores:
     def read(cls, inputs: Mapping[str, Path]) -> "Scores":
         """The scores in the artifacts `inputs` (input name -> folder).
 
-        Raises DataError for a file that is not one of scores, a score without a subject, and two values for one item.
+        Raises DataError for a file that is not one of scores, a score without a subject, two values for one item, and scores of
+        a suite that was not asked and judged alike.
         """
         import pyarrow as pa
 
+        refuse_mixed(inputs)
         tables = [_read(name, folder) for name, folder in sorted(inputs.items())]
         if not tables:
             raise DataError("no scores were given, so nothing can be judged")

@@ -32,6 +32,9 @@ HEADS = {
         *rows("label_predicted", [0, 0, 1, 1]), *rows("label_true", [0, 1, 1, 1]),
         *rows("entities_right", [1, 0, 2, 0]), *rows("entities_predicted", [1, 1, 2, 1]), *rows("entities_true", [2, 0, 2, 1]),
         *rows("tags_right", [3, 4, 5, 0]), *rows("tags", [4, 4, 5, 2]),
+        *rows("followed_strict", [1, 0, 2, 0]), *rows("instructions_strict", [1, 1, 3, 2]),
+        *rows("followed_loose", [1, 1, 2, 0]), *rows("instructions_loose", [1, 1, 3, 2]),
+        *rows("answer_words", [9, 3, 2, 4]), *rows("reference_words", [3, 3, 1, 5]),
     ],
 }  # fmt: skip
 WORKED_OUT = {
@@ -51,6 +54,9 @@ WORKED_OUT = {
     "macro_f1": (2 * 1 / (2 + 1) + 2 * 2 / (2 + 3)) / 2,
     "entity_f1": 2 * 3 / (5 + 5),
     "tag_accuracy": 12 / 15,
+    "instruction_strict": 3 / 7,
+    "instruction_loose": 4 / 7,
+    "verbosity": 18 / 12,
 }
 
 
