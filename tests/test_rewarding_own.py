@@ -15,6 +15,7 @@ import pyarrow.parquet as pq
 import pytest
 import tiny
 from safetensors.numpy import load_file, save_file
+from smoke import write_smoke
 
 from flows.explain import Explain
 from flows.loading import load as load_plan
@@ -132,6 +133,7 @@ def test_texts_are_tokenised_again_as_transformers_would_and_its_health_is_measu
 
     from tasks.training import rewards
     from tasks.training.models import load
+    from tasks.training.roles import OwnReward
 
     made, _ = shop.build(REWARD_MODEL, LOCAL, {"source": source})
     given = write_inputs(tmp_path, shop)
@@ -168,6 +170,10 @@ def test_texts_are_tokenised_again_as_transformers_would_and_its_health_is_measu
     scores = [value for key, value in rows.items() if key[0] == "sft"]
     assert cleared.metrics["mean"] == pytest.approx(np.mean(scores), rel=1e-5)
     assert cleared.metrics["std"] == pytest.approx(np.std(scores), rel=1e-5)
+
+    asked = [(row, answer) for key, (row, answer) in texts.items() if key[0] == "sft"]
+    beside = OwnReward(made.path, run).scores([(row["prompt"], answer) for row, answer in asked], 5)
+    assert beside == pytest.approx([rows["sft", "reward", row["id"]] for row, _ in asked], abs=1e-5)  # PPO reads it alike
 
     loaded = load(made.path, run, task="reward")
     assert (loaded.record.task, loaded.model.config.num_labels) == ("reward", 1)
@@ -323,6 +329,39 @@ def test_its_folder_is_seen_from_the_plan(source, tmp_path):
 def test_a_plan_with_a_wrong_one_is_refused_with_its_place(reward, sentence):
     with pytest.raises(SpecError, match=sentence):
         load_plan(DEMO, [f"reward={reward}"])
+
+
+@pytest.mark.slow
+def test_a_policy_learns_from_it_beside_a_rule(source, tmp_path, monkeypatch):
+    folder = write_smoke(tmp_path / "smoke", None).folder
+    shutil.copytree(source, folder / "judge")
+    monkeypatch.setenv("ALIGN_STORE", str(tmp_path / "store"))
+    monkeypatch.setenv("ALIGN_MODELS", str(tmp_path / "models"))
+    ppo = "iterations: 2, rollout_batch: 8, global_batch: 4, max_new_tokens: 8, max_length: 1024"
+    rewards = "rewards: [{rule: reward_model, clip: 2.0}, {rule: length, unit: tokens, at_least: 2, weight: 0.5}]"
+    plan = load_plan(
+        folder / "plan.yaml",
+        [
+            "reward={pretrained: ./judge}",
+            f"policy={{algorithm: ppo, {ppo}, {rewards}}}",
+            "health.accept_weak=true",
+            "gates=[{metric: text_perplexity_ratio, against: base, at_most: 9}]",
+        ],
+    )
+    shop, made = plan.workshop(), {}
+
+    def build(stage, spec, inputs, *, name=None):
+        if "ppo" not in made:  # what comes after it is measured in other tests
+            made[name or stage.name], _ = shop.build(stage, spec, inputs)
+        return made.get(name or stage.name)
+
+    pipeline(plan, build)
+    curve = json.loads((made["ppo"].path / "training.json").read_text())
+    assert {"reward", "kl"} <= curve[-1].keys()
+    card = json.loads((made["health"].path / "health.json").read_text())
+    assert card["agreement"]["tokenizer"] is False
+    assert made["clearance"].metrics["std"] == card["scores"]["answers"]["std"]
+    assert made["ppo"].inputs["reward_model"] == made["reward-model"].digest
 
 
 @pytest.mark.parametrize(
