@@ -3,6 +3,7 @@
 from prefect import flow
 from prefect.task_runners import ThreadPoolTaskRunner
 
+from flows.reviewing import Reviewing
 from flows.running import failure, named, recorded, tell
 from flows.task_pipeline import AnyPlan, pipeline
 from tasks.channels import promote
@@ -23,7 +24,9 @@ def align(plan: AnyPlan, rerun: str | None = None) -> str:
     workshop = plan.workshop()
     build = Submit(workshop, plan.name, frozenset([rerun] if rerun else ()), tell)
     with recorded("align", plan, build):
-        pipeline(plan, build)
+        review = Reviewing(plan, build)
+        review.hear()  # this run was suspended, and somebody decided
+        pipeline(plan, review)
         # one branch failed: the others still finish, and their artifacts stay
         failed = [error for name, future in build.futures.items() if (error := failure(name, future))]
         if failed:

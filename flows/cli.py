@@ -23,6 +23,10 @@ Set = Annotated[list[str] | None, typer.Option("--set", metavar="FIELD=VALUE", h
 Json = Annotated[bool, typer.Option("--json", help="print JSON for machines")]
 StoreRoot = Annotated[Path | None, typer.Option("--store", help="the store; default ALIGN_STORE or ./store")]
 
+Target = Annotated[str, typer.Argument(metavar="PLAN|RUN", help="a plan file, or a flow run that waits, by its name or id")]
+Why = Annotated[str, typer.Option("--why", help="kept with the decision, and in the release")]
+By = Annotated[str | None, typer.Option("--by", metavar="NAME", help="who decides; default: the user of this machine")]
+
 
 def main() -> NoReturn:
     """Run the command line; an error is one sentence and an exit code, never a traceback."""
@@ -68,16 +72,15 @@ def rerun(
 def plan(plan: PlanPath, set_: Set = None, json_: Json = False) -> None:
     """Show each stage of PLAN: built or missing, and which field changed.  Example: align plan flows/plans/demo.yaml"""
     from flows.console import out, steps_json, steps_table
-    from flows.explain import Explain
-    from flows.task_pipeline import load, pipeline
+    from flows.execute import look
+    from flows.task_pipeline import load
 
     asked = load(plan, set_ or [])
-    explained = Explain(asked.workshop())
-    pipeline(asked, explained)
+    steps = list(look(asked).values())
     if json_:
-        _print_json(steps_json(explained.steps))
+        _print_json(steps_json(steps))
     else:
-        out().print(steps_table(asked.name, explained.steps))
+        out().print(steps_table(asked.name, steps))
 
 
 @cli.command()
@@ -144,11 +147,27 @@ def advise(
 
 
 @cli.command()
-def gates(plan: PlanPath, set_: Set = None, json_: Json = False) -> None:
-    """Show the gates of PLAN as they were judged last.  Example: align gates flows/plans/demo.yaml"""
-    from flows.inspect import verdict_of
+def gates(target: Target, set_: Set = None, store: StoreRoot = None, json_: Json = False) -> None:
+    """Show the gates as judged last, and the evidence that a person decides on.  Example: align gates flows/plans/demo.yaml"""
+    from flows.review import gates as shown
 
-    verdict_of(plan, set_ or [], json_output=json_)
+    shown(target, set_ or [], _store_root(store), json_output=json_)
+
+
+@cli.command()
+def approve(target: Target, why: Why, by: By = None, set_: Set = None, store: StoreRoot = None) -> None:
+    """Allow the release that the gates leave to a person.  Example: align approve flows/plans/demo.yaml --why "reads better" """
+    from flows.review import resolve
+
+    resolve(target, "approve", why, by, set_ or [], _store_root(store))
+
+
+@cli.command()
+def reject(target: Target, why: Why, by: By = None, set_: Set = None, store: StoreRoot = None) -> None:
+    """Refuse the release that the gates leave to a person.  Example: align reject flows/plans/demo.yaml --why "too terse" """
+    from flows.review import resolve
+
+    resolve(target, "reject", why, by, set_ or [], _store_root(store))
 
 
 @cli.command()

@@ -10,6 +10,7 @@ from pathlib import Path
 from rich.console import Console
 
 from flows.console import Watch, duration, out
+from flows.consult import Consulted, Undecided
 from flows.explain import Explain, Step
 from flows.inspect import print_verdict, read_verdict
 from flows.plan import Asked
@@ -18,7 +19,7 @@ from flows.task_pipeline import AnyPlan, load, pipeline
 from tasks.channels import channel, promote
 from tasks.core.errors import GateError, SpecError
 from tasks.core.store import Artifact
-from tasks.release import refusal
+from tasks.release import ReleaseSpec, ruling
 
 
 def execute(
@@ -31,35 +32,50 @@ def execute(
     if stage is not None and stage not in steps:
         raise SpecError(f"{stage}: the plan has no such stage; it has {', '.join(steps)}")
     console = Console(stderr=True, highlight=False) if json_output else out()  # for machines, standard output holds JSON alone
-    if stage is None and not record and up_to_date(plan, steps, console=console):
-        result = "up to date"
-    else:
-        run_flow(plan, stage, console=console)
-        steps = look(plan)
-        result = "released"
+    try:
+        if stage is None and not record and up_to_date(plan, steps, console=console):
+            result = "up to date"
+        else:
+            run_flow(plan, stage, console=console)
+            steps = look(plan)
+            result = "released"
+    except Undecided as error:
+        raise error.at(path, overrides) from None
     _tell(plan, steps, result, time.monotonic() - started, json_output=json_output)
 
 
 def look(plan: AnyPlan) -> dict[str, Step]:
     """Every stage as the store sees it now, by name."""
     explained = Explain(plan.workshop())
-    pipeline(plan, explained)
+    pipeline(plan, Consulted(explained))
     return {step.name: step for step in explained.steps}
 
 
 def up_to_date(plan: AnyPlan, steps: dict[str, Step], *, console: Console) -> bool:
-    """Whether the store alone can answer.  Raises GateError if its answer is that a gate said no."""
+    """Whether the store alone can answer.  Raises GateError if its answer is that a gate or a person said no, or nobody yes."""
     missing = [name for name, step in steps.items() if step.artifact is None]
-    verdict = steps["verdict"].artifact
-    if missing == ["release"] and verdict is not None and (no := refusal(verdict.path)):
-        print_verdict(console, verdict)
-        raise GateError(f"{plan.name}: {no}")
+    if missing == ["release"]:
+        _refuse(plan, steps["release"], console)
     if missing:
         return False
     release = steps["release"].artifact
     assert release is not None
     promote(plan.workshop().store, plan.release.channel, release)
     return True
+
+
+def _refuse(plan: AnyPlan, release: Step, console: Console) -> None:
+    """Raise GateError where the release is missing because it may not be."""
+    made = {name: step.artifact for name, step in release.inputs.items() if isinstance(step, Step)}
+    verdict, policy = made["verdict"], made["policy"]
+    assert verdict is not None
+    assert policy is not None
+    assert isinstance(release.spec, ReleaseSpec)
+    found = ruling(plan.workshop().store, release.spec, verdict, policy)
+    if found.refusal:
+        print_verdict(console, verdict)
+        no = f"{plan.name}: {found.refusal}"
+        raise Undecided(no) if found.open else GateError(no)
 
 
 def run_flow(plan: AnyPlan, stage: str | None, *, console: Console) -> None:

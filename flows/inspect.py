@@ -3,7 +3,6 @@
 import json
 import os
 import shutil
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +10,7 @@ from rich.console import Console
 from rich.table import Table
 
 from flows.console import out
-from tasks.core.errors import DataError, SpecError
+from tasks.core.errors import SpecError
 from tasks.core.files import remove
 from tasks.core.lineage import trace
 from tasks.core.spec import Json, differences
@@ -24,20 +23,6 @@ def echo_json(value: object) -> None:
     import typer
 
     typer.echo(json.dumps(value, indent=2, ensure_ascii=False))
-
-
-def verdict_of(path: Path, overrides: Sequence[str], *, json_output: bool) -> None:
-    """Print the verdict on a plan as it was judged last."""
-    from flows.execute import look
-    from flows.task_pipeline import load
-
-    verdict = look(load(path, overrides))["verdict"].artifact
-    if verdict is None:
-        raise DataError(f"{path}: not judged yet under these settings; `align run {path}` does it")
-    if json_output:
-        echo_json(read_verdict(verdict))
-    else:
-        print_verdict(out(), verdict)
 
 
 def read_verdict(artifact: Artifact | None) -> dict[str, Any]:

@@ -7,6 +7,7 @@ measured on this very policy, the approval must be of these very two, and the po
 
 import json
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +19,11 @@ from tasks.core.errors import DataError, GateError, SpecError
 from tasks.core.files import write_json
 from tasks.core.lineage import Trace, opened, trace_among
 from tasks.core.spec import Json, Spec
-from tasks.core.store import Artifact
+from tasks.core.store import Artifact, Store
 from tasks.heads import FORMS, Head, read_head
 from tasks.judge import VERDICT_FILE
 from tasks.policy import ADAPTERS, MODEL, PolicyRecord, is_seq2seq, read_record, sees_images
-from tasks.review import Approval, Decision, Subject, inert, read
+from tasks.review import Approval, Decision, Subject, inert, read, standing
 
 CARD = Path(__file__).parent / "templates" / "model_card.md.j2"
 RELEASE_FILE = "release.json"
@@ -96,6 +97,28 @@ def asks(verdict: str, approval: Approval) -> bool:
     (True, False, True, False)
     """
     return verdict == "review" or (verdict == "pass" and approval == "always")
+
+
+@dataclass(frozen=True)
+class Ruling:
+    """Whether a verdict and a policy may be released as things stand."""
+
+    refusal: str | None
+    """why not, or None"""
+    open: bool
+    """whether that is so because nobody decided yet"""
+    asked: bool
+    """whether a person is to decide, or has"""
+    approval: Path | None
+    """the file of the approval that allows it: the release's input"""
+
+
+def ruling(store: Store, spec: ReleaseSpec, verdict: Artifact, policy: Artifact) -> Ruling:
+    """What the gates and people have said until now."""
+    asked = asks(_json(verdict.path / VERDICT_FILE)["verdict"], spec.approval)
+    decision, file = (asked and standing(store, Subject.of(verdict, policy))) or (None, None)
+    no = refusal(verdict.path, spec.approval, decision)
+    return Ruling(no, open=asked and decision is None and bool(no), asked=asked, approval=None if no else file)
 
 
 def release(spec: ReleaseSpec, inputs: Mapping[str, Path], out: Path, run: Run) -> Metrics:

@@ -28,7 +28,7 @@ MIN_NAME = 2
 MIN_WHY = 3
 _LONGEST = 2000
 """characters of a reason; more is a document, and belongs elsewhere"""
-_DONE: dict[Action, str] = {"approve": "approved", "reject": "rejected"}
+DONE: dict[Action, str] = {"approve": "approved", "reject": "rejected"}
 
 
 class Subject(Spec):
@@ -71,7 +71,7 @@ class Decision(Spec):
     @property
     def sentence(self) -> str:
         """All of it for people."""
-        return f"{_DONE[self.action]} by {self.by} on {self.when[:16].replace('T', ' ')} UTC: {self.why}"
+        return f"{DONE[self.action]} by {self.by} on {self.when[:16].replace('T', ' ')} UTC: {self.why}"
 
 
 class Question(Spec):
@@ -87,7 +87,8 @@ class Question(Spec):
     since: str
     until: str
     """UTC, ISO 8601: later, nobody in time has rejected it"""
-    answered: bool = False
+    state: Literal["open", "late", "answered"] = "open"
+    """late: its time is over; an answer that was given before, and nobody was there to hear, still counts"""
 
     @property
     def days(self) -> float:
@@ -127,7 +128,7 @@ def decide(store: Store, decision: Decision) -> Path:
         files = _files(folder)
         last = read(files[-1]) if files else None
         if last and last.action == decision.action:
-            raise SpecError(f"{_DONE[last.action]} already, nothing is changed: {last.sentence}")
+            raise SpecError(f"{DONE[last.action]} already, nothing is changed: {last.sentence}")
         record = decision.model_copy(update={"previous": file_digest(files[-1]) if files else None})
         draft = folder / f".{os.getpid()}.{time.monotonic_ns()}"
         write_json(draft, record.model_dump(mode="json"))
@@ -167,7 +168,7 @@ def standing(store: Store, subject: Subject) -> tuple[Decision, Path] | None:
 
 def expire(store: Store, question: Question, now: str | None = None) -> bool:
     """Whether the time of `question` is over.  Silence until then is a rejection, unless somebody decided since it was asked."""
-    if question.answered or not question.late(now):
+    if question.state != "open" or not question.late(now):
         return False
     if not any(decision.when >= question.since for decision in history(store, question.subject)):
         days = f"{question.days:.3g} {'day' if question.days == 1 else 'days'}"
@@ -177,7 +178,7 @@ def expire(store: Store, question: Question, now: str | None = None) -> bool:
         )  # fmt: skip
         with suppress(SpecError):  # rejected already, before it was asked again
             decide(store, silence)
-    _note(store, question.model_copy(update={"answered": True}))
+    _note(store, question.model_copy(update={"state": "late"}))
     return True
 
 
@@ -211,23 +212,24 @@ def ask(store: Store, question: Question) -> None:
 
 def answered(store: Store, question: Question) -> None:
     """Note that it does not wait any more."""
-    _note(store, question.model_copy(update={"answered": True}))
+    _note(store, question.model_copy(update={"state": "answered"}))
 
 
-def questions(store: Store) -> list[Question]:
-    """Runs that wait, oldest first; where the time is over they stay until somebody asks for what stands."""
+def questions(store: Store, *, late: bool = False) -> list[Question]:
+    """Runs that wait, oldest first; with `late` those too whose time is over and that heard nothing."""
+    wanted = ("open", "late") if late else ("open",)
     found: list[Question] = []
     for path in sorted((store.folder("decisions") / "asked").glob("*.json")):
         try:
             found.append(Question.model_validate_json(path.read_text(encoding="utf-8")))
         except (OSError, ValidationError) as error:
             raise DataError(f"{path}: not a question ({str(error).splitlines()[0]}); delete it and run the plan again") from error
-    return sorted((question for question in found if not question.answered), key=lambda question: question.since)
+    return sorted((question for question in found if question.state in wanted), key=lambda question: question.since)
 
 
 def question_of(store: Store, run: str) -> Question | None:
-    """What the flow run `run`, by its id or name, waits for; None if it does not wait."""
-    return next((question for question in questions(store) if run in (question.run_id, question.run)), None)
+    """What the flow run `run`, by its id or name, waits for, or waited for in vain; None if it does not wait."""
+    return next((question for question in questions(store, late=True) if run in (question.run_id, question.run)), None)
 
 
 def inert(text: str) -> str:

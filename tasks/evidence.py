@@ -1,0 +1,344 @@
+"""What a person is shown before deciding: one page of Markdown over the artifacts that a release would be made of.
+
+Every text of data or of a model goes through `inert`: an answer must not be able to draw a table, load a picture or fake a
+verdict.  Pictures are data URIs, so that the page asks no other address for anything.
+"""
+
+import base64
+import json
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from evals.estimates import metric
+from evals.report import MARKS, rows
+from evals.scores import Scores
+from tasks.core.errors import AlignError
+from tasks.core.lineage import Trace, trace_among
+from tasks.core.spec import Json, differences
+from tasks.core.store import Artifact, Store
+from tasks.judge import VERDICT_FILE
+from tasks.present import shown, training
+from tasks.release import RELEASE_FILE, outline
+from tasks.review import Subject, inert
+from tasks.tables import ANSWERS_FILE, answer_item, read_rows
+
+SAMPLES = 10
+"""wins, and losses"""
+MOST_BYTES = 500_000
+"""of a page: it is kept in Prefect's database, and shown in a form"""
+_PROMPT, _ANSWER = 400, 700
+"""characters of a prompt and of an answer that are shown"""
+_DATA = ("instructions", "preferences", "feedback", "prompts", "texts", "labelled")
+_LINES = 40
+"""of differences"""
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One prompt, and what two models made of it."""
+
+    prompt: str
+    candidate: str
+    other: str
+    scores: tuple[float, float]
+    gain: float
+    """by how much the candidate's answer is the better one"""
+
+
+@dataclass(frozen=True)
+class Samples:
+    """Answers side by side: the largest wins and losses of the candidate."""
+
+    metric: str
+    against: str
+    wins: tuple[Sample, ...]
+    losses: tuple[Sample, ...]
+    counts: tuple[int, int, int]
+    """wins, ties and losses of all prompts"""
+
+
+def page(plan: str, channel: str, inputs: Mapping[str, Artifact], champion: Mapping[str, Any] | None) -> str:
+    """The evidence on the release that would be made of `inputs`; `champion`: `release.json` of what `channel` points to."""
+    verdict = json.loads((inputs["verdict"].path / VERDICT_FILE).read_text(encoding="utf-8"))
+    traces = {name: trace_among(inputs.values(), inputs[name], inputs) for name in ("policy", "verdict")}
+    subject = Subject.of(inputs["verdict"], inputs["policy"])
+    parts = [
+        _ask(plan, channel, verdict, inputs["policy"], champion),
+        _gates(verdict),
+        _changes(channel, _lineage(traces), champion),
+        _rows(inputs),
+        _answers(verdict, inputs),
+        _training(traces["policy"]),
+        _made_of(traces["policy"]),
+        f"Evidence on `{subject.digest[:12]}`: verdict `{subject.verdict[:12]}`, policy `{subject.policy[:12]}`.  "
+        "What is decided is kept by that digest, and holds for nothing else.",
+    ]
+    return fitted([part for part in parts if part])
+
+
+def fitted(parts: Sequence[str]) -> str:
+    """The page of `parts`; while it is too large the largest is left out, and said to be."""
+    kept = list(parts)
+    while len((text := "\n\n".join(kept) + "\n").encode()) > MOST_BYTES:
+        largest = max(range(len(kept)), key=lambda i: len(kept[i].encode()))
+        heading = kept[largest].partition("\n")[0]
+        kept[largest] = f"{heading}\n\nLeft out: it is larger than a form can show; see the artifacts of the stages."
+    return text
+
+
+def champion_of(store: Store, channel: str) -> dict[str, Any] | None:
+    """`release.json` of the release that `channel` points to, if it is there."""
+    from tasks.channels import channel as points_to
+
+    key = points_to(store, channel)
+    release = store.find("release", key) if key else None
+    return json.loads((release.path / RELEASE_FILE).read_text(encoding="utf-8")) | {"key": release.key} if release else None
+
+
+def _ask(plan: str, channel: str, verdict: Mapping[str, Any], policy: Artifact, champion: Mapping[str, Any] | None) -> str:
+    counts = Counter(gate["verdict"] for gate in verdict["gates"])
+    said = ", ".join(f"{MARKS[name]} {counts[name]} {word}" for name, word in _COUNTED.items() if counts[name])
+    why = _OPEN if verdict["verdict"] == "review" else _ALWAYS
+    now = f"release `{champion['key'][:12]}`" if champion else "nothing yet"
+    lines = [
+        f"## Release **{inert(plan)}** to **{inert(channel)}**?",
+        f"**{said}.**  {why}",
+        f"Approved, `{channel}` moves from {now} to policy `{policy.key[:12]}`.  Rejected, it stays where it is.",
+    ]
+    return "\n\n".join(lines)
+
+
+_COUNTED = {"pass": "passed", "review": "undecided", "fail": "failed"}
+_OPEN = "The measurements leave open whether the undecided bounds hold, so a person decides."
+_ALWAYS = "Every gate holds, and this plan asks a person all the same."
+
+
+def _gates(verdict: Mapping[str, Any]) -> str:
+    lines = ["### Gates", "", "| gate | need | found | interval |", "|---|---|---|---|"]
+    found = rows(verdict)
+    for row in found:
+        found_cell = f"**{row['found']}** (n={row['n']})"
+        interval = f"{row['interval'].replace(' ', '&nbsp;')} {row['at']}"
+        lines.append(f"| {row['']}&nbsp;{row['metric']} | {_cell(row['need'])} | {found_cell} | {interval} |")
+    lines += ["", *_picture("where each interval lies", _chart(verdict["gates"]))]
+    lines += [f"- {inert(row['metric'])}: {inert(row['note'])}" for row in found if row["note"]]
+    if verdict["verdict"] != "pass":
+        lines += ["", *(f"> {inert(reason)}\n" for reason in verdict["reasons"])]
+    return "\n".join(lines).rstrip()
+
+
+def _changes(channel: str, mine: Sequence[Mapping[str, Any]], champion: Mapping[str, Any] | None) -> str:
+    title = "### What changed since the champion" if channel == "champion" else f"### What changed since {inert(channel)}"
+    if champion is None:
+        return f"{title}\n\nThere is none: this would be the first release in `{channel}`."
+    changed, followed = changes(champion["lineage"], mine)
+    lines = [f"- **{inert(stage)}** {inert(line)}" for stage, line in changed[:_LINES]] or ["Nothing that was asked for."]
+    if len(changed) > _LINES:
+        lines.append(f"- and {len(changed) - _LINES} more; `align diff` shows all")
+    if followed:
+        lines += ["", f"Built anew because of that: {', '.join(map(inert, followed))}."]
+    return "\n".join([title, "", *lines])
+
+
+def changes(before: Sequence[Mapping[str, Any]], now: Sequence[Mapping[str, Any]]) -> tuple[list[tuple[str, str]], list[str]]:
+    """What was asked for otherwise, as (stage, sentence), and the stages that only read something else than before.
+
+    Both are the `lineage` of a release, inputs first.  Of several artifacts of one stage the ones with equal specs are compared.
+    """
+    known = {part["digest"] for part in (*before, *now)}
+    changed: list[tuple[str, str]] = []
+    followed: list[str] = []
+    for stage in dict.fromkeys([part["stage"] for part in now] + [part["stage"] for part in before]):
+        old, new = ([part for part in parts if part["stage"] == stage] for parts in (before, now))
+        keys = {part["key"] for part in old}
+        if not old or not new:
+            changed.append((stage, "is new" if new else "is gone"))
+            continue
+        fresh = [part for part in new if part["key"] not in keys]
+        found: list[str] = []
+        for part in fresh:
+            nearest = min(old, key=lambda one: (len(_asked(one, part)), len(_data(one, part, known))))
+            found += [line for line in (*_asked(nearest, part), *_data(nearest, part, known)) if line not in found]
+        changed += [(stage, line) for line in found]
+        if fresh and not found:
+            followed.append(stage)
+    return changed, followed
+
+
+def _asked(one: Mapping[str, Any], two: Mapping[str, Any]) -> list[str]:
+    version = [f"version {one['version']} -> {two['version']}"] if one["version"] != two["version"] else []
+    return differences(one["spec"], two["spec"]) + version
+
+
+def _data(one: Mapping[str, Any], two: Mapping[str, Any], known: set[str]) -> list[str]:
+    """Raw files that are others than before."""
+    inputs = {**one["inputs"], **two["inputs"]}
+    raw = [name for name, digest in inputs.items() if digest not in known and one["inputs"].get(name) != two["inputs"].get(name)]
+    return [f"reads another file: {name} was {_short(one, name)}, is {_short(two, name)}" for name in raw]
+
+
+def _short(part: Mapping[str, Any], name: str) -> str:
+    return str(part["inputs"].get(name, "absent"))[:12]
+
+
+def _rows(inputs: Mapping[str, Artifact]) -> str:
+    lines = ["### Rows", "", "| data | rows in | kept | refused |", "|---|---:|---:|---:|"]
+    for artifact in {one.key: one for one in inputs.values() if one.kind in _DATA}.values():
+        found = artifact.metrics
+        if {"rows_in", "rows_kept", "rows_quarantined"} <= found.keys():
+            kept = f"{shown(found['rows_kept'])} ({int(str(found['rows_kept'])) / max(1, int(str(found['rows_in']))):.0%})"
+            lines.append(f"| {artifact.kind} | {shown(found['rows_in'])} | {kept} | {_refused(artifact)} |")
+    return "\n".join(lines) if len(lines) > 4 else ""
+
+
+def _refused(artifact: Artifact) -> str:
+    """How many rows, and by which rules most."""
+    path = artifact.path / "report.json"
+    rules: list[dict[str, Any]] = json.loads(path.read_text(encoding="utf-8")).get("rules", []) if path.is_file() else []
+    most = sorted((rule for rule in rules if rule["records"]), key=lambda rule: -rule["records"])[:3]
+    named = ", ".join(f"{inert(str(rule['rule']))} {rule['records']:,}" for rule in most)
+    return shown(artifact.metrics["rows_quarantined"]) + (f" ({named})" if named else "")
+
+
+def _answers(verdict: Mapping[str, Any], inputs: Mapping[str, Artifact]) -> str:
+    found = samples(verdict, {name: artifact.path for name, artifact in inputs.items()})
+    if found is None:
+        return ""
+    wins, ties, losses = found.counts
+    of = f"`{found.metric}`, candidate against {found.against}: better on {wins} of {wins + ties + losses} prompts"
+    lines = ["### Answers", "", f"By {of}, worse on {losses}, equal on {ties}."]
+    for title, listed in (("Largest losses", found.losses), ("Largest wins", found.wins)):
+        if listed:
+            lines += ["", f"#### {title}"]
+            for number, sample in enumerate(listed, start=1):
+                lines += ["", *_side_by_side(number, sample, found.against)]
+    return "\n".join(lines)
+
+
+def _side_by_side(number: int, sample: Sample, against: str) -> Iterator[str]:
+    mine, theirs = sample.scores
+    yield f"**{number}.** {_shortened(sample.prompt, _PROMPT)}"
+    yield ""
+    yield f"| candidate: {mine:.3g} ({sample.gain:+.3g}) | {against}: {theirs:.3g} |"
+    yield "|---|---|"
+    yield f"| {_shortened(sample.candidate, _ANSWER)} | {_shortened(sample.other, _ANSWER)} |"
+
+
+def samples(verdict: Mapping[str, Any], folders: Mapping[str, Path]) -> Samples | None:
+    """The largest wins and losses by the reward, else by the first gate that scores answers; None where nothing does."""
+    against = next((who for who in ("parent", "base") if f"answers_{who}" in folders), None)
+    if against is None or "answers_candidate" not in folders:
+        return None
+    scores = Scores.read({name: path for name, path in folders.items() if (path / "scores.parquet").is_file()})
+    mine, theirs = (
+        {answer_item(row): row for row in read_rows(folders[f"answers_{who}"] / ANSWERS_FILE)} for who in ("candidate", against)
+    )
+    for raw, sign in _scoring(verdict):
+        if not (scores.has("candidate", raw) and scores.has(against, raw)):
+            continue
+        ours, others = scores.aligned(("candidate", raw), (against, raw))
+        if not set(ours.items) <= mine.keys() & theirs.keys():
+            continue  # it scores something else than answers
+        found = [
+            Sample(_prompt(mine[item]), mine[item]["answer"], theirs[item]["answer"], (float(a), float(b)), sign * float(a - b))
+            for item, a, b in zip(ours.items, ours.values, others.values, strict=True)
+        ]
+        ordered = sorted(found, key=lambda sample: (-sample.gain, sample.prompt))
+        wins, losses = [s for s in ordered if s.gain > 0], [s for s in reversed(ordered) if s.gain < 0]
+        counts = (len(wins), len(found) - len(wins) - len(losses), len(losses))
+        return Samples(raw, against, tuple(wins[:SAMPLES]), tuple(losses[:SAMPLES]), counts)
+    return None
+
+
+def _scoring(verdict: Mapping[str, Any]) -> Iterator[tuple[str, int]]:
+    """Raw scores that may rank answers, and 1 where more is better, the reward first."""
+    yield "reward", 1
+    for gate in verdict["gates"]:
+        try:
+            about = metric(gate["metric"], gate["against"])
+        except AlignError:
+            continue  # a module that is gone since
+        for subject, raw in about.needs:
+            if subject == "candidate":
+                yield raw, 1 if about.better == "higher" else -1
+
+
+def _prompt(row: Mapping[str, Any]) -> str:
+    turns = row["prompt"]
+    return turns[-1]["content"] if len(turns) == 1 else "\n".join(f"{turn['role']}: {turn['content']}" for turn in turns)
+
+
+def _shortened(text: str, most: int) -> str:
+    text = text.strip()
+    more = f" … ({len(text) - most:,} more characters)" if len(text) > most else ""
+    return "<br>".join(inert(line) for line in text[:most].splitlines()) + more if text else "(nothing)"
+
+
+def _training(policy: Trace) -> str:
+    """A curve for each step of training, in the order they were taken."""
+    lines: list[str] = []
+    for part in policy.walk():
+        if drawn := training(part.artifact.path):
+            lines += ["", f"**{part.artifact.stage}**", "", *drawn]
+    return "\n".join(["### Training", *lines]) if lines else ""
+
+
+def _lineage(traces: Mapping[str, Trace]) -> list[dict[str, Json]]:
+    found: dict[str, dict[str, Json]] = {}
+    for traced in traces.values():
+        for part in traced.walk():
+            found.setdefault(part.artifact.key, part.to_json())
+    return list(found.values())
+
+
+def _made_of(policy: Trace) -> str:
+    return "\n".join(["### Made of", "", *outline(policy)])
+
+
+def _cell(text: str) -> str:
+    return " ".join(text.replace("|", "\\|").split())
+
+
+def _picture(about: str, svg: str) -> list[str]:
+    return [f"![{about}](data:image/svg+xml;base64,{base64.b64encode(svg.encode()).decode()})", ""] if svg else []
+
+
+_INK = {"pass": "#16a34a", "review": "#d97706", "fail": "#dc2626"}
+
+
+def _chart(gates: Sequence[Mapping[str, Any]]) -> str:
+    """Intervals and bounds, a line a gate, each on its own scale: green is where the bound allows it to be."""
+    width, left, height = 640, 210, 44
+    lines: list[str] = []
+    for i, gate in enumerate(gates):
+        bounds = [(name, gate[name]) for name in ("at_least", "at_most") if gate[name] is not None]
+        numbers = [gate["low"], gate["high"], gate["estimate"], *(bound for _, bound in bounds)]
+        low, high = min(numbers), max(numbers)
+        pad = 0.15 * ((high - low) or abs(high) or 1)
+        low, high = low - pad, high + pad
+
+        def x(value: float, low: float = low, high: float = high) -> float:
+            return left + (width - left - 8) * (value - low) / (high - low)
+
+        y = i * height + height / 2
+        start = next((x(bound) for name, bound in bounds if name == "at_least"), left)
+        end = next((x(bound) for name, bound in bounds if name == "at_most"), width - 8)
+        lines.append(f'<text x="0" y="{y + 5:.0f}" fill="#808080">{_xml(gate["metric"])}</text>')
+        lines.append(f'<rect x="{left}" y="{y - 12:.0f}" width="{width - left - 8}" height="24" fill="#8080801f"/>')
+        lines.append(f'<rect x="{start:.1f}" y="{y - 12:.0f}" width="{max(0, end - start):.1f}" height="24" fill="#16a34a33"/>')
+        lines += [f'<line x1="{x(b):.1f}" x2="{x(b):.1f}" y1="{y - 15:.0f}" y2="{y + 15:.0f}" class="bound"/>' for _, b in bounds]
+        ink = _INK[gate["verdict"]]
+        lines.append(
+            f'<line x1="{x(gate["low"]):.1f}" x2="{x(gate["high"]):.1f}" y1="{y}" y2="{y}" stroke="{ink}" stroke-width="5"/>'
+            f'<circle cx="{x(gate["estimate"]):.1f}" cy="{y}" r="6" fill="{ink}"/>'
+        )
+    size = f'width="{width}" height="{height * len(gates)}" viewBox="0 0 {width} {height * len(gates)}"'
+    style = "<style>text{font:14px sans-serif}.bound{stroke:#808080;stroke-width:2;stroke-dasharray:3 2}</style>"
+    return f'<svg xmlns="http://www.w3.org/2000/svg" {size}>{style}{"".join(lines)}</svg>' if gates else ""
+
+
+def _xml(text: str) -> str:
+    return text.replace("&", "&amp;").replace("<", "&lt;")
