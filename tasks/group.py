@@ -11,24 +11,28 @@ from tasks.rollouts import OnlineSpec
 from tasks.train import rate
 
 
-class _GroupSpec(OnlineSpec):
+class GroupSpec(OnlineSpec):
+    """What algorithms that compare the answers to one prompt are asked for."""
+
     samples: int = Field(default=4, ge=2)
     """answers to one prompt; they are each other's baseline"""
     beta: NonNegativeFloat = 0.05
-    """weight of the KL to the SFT policy, in 1/nats"""
+    """weight of the KL to the SFT policy, in 1/nats; 0: none, and it is not measured"""
     updates: PositiveInt = 1
     """passes over the answers of an iteration"""
     clip: PositiveFloat = 0.2
     """how far the ratio to the sampling policy may move in one iteration"""
+    stop_kl: PositiveFloat | None = 5.0
+    """nats per token to the SFT policy, mean of a step, at which the run is ended; null: never"""
 
     @model_validator(mode="after")
-    def _groups_fit(self) -> "_GroupSpec":
+    def _groups_fit(self) -> "GroupSpec":
         if self.rollout_batch % self.samples:
             raise ValueError(f"rollout_batch {self.rollout_batch} is no multiple of samples {self.samples}; make it one")
         return self
 
 
-class GrpoSpec(_GroupSpec):
+class GrpoSpec(GroupSpec):
     """Advantages from the mean and deviation of a prompt's answers (arXiv:2402.03300)."""
 
     stage = "grpo"
@@ -37,7 +41,7 @@ class GrpoSpec(_GroupSpec):
     learning_rate: PositiveFloat = rate("grpo")
 
 
-class RlooSpec(_GroupSpec):
+class RlooSpec(GroupSpec):
     """Advantages from the mean reward of a prompt's other answers: REINFORCE, leave one out (arXiv:2402.14740)."""
 
     stage = "rloo"
