@@ -70,11 +70,12 @@ def training(folder: Path) -> list[str]:
 
 _WATCHED = {
     "reward": "reward", "kl": "kl", "answer_tokens": "tokens", "finished": "finished", "loss": "loss", "value_loss": "value loss",
-    "rewards/margins": "margin", "margin": "margin", "accuracy": "accuracy", "rewards/accuracies": "accuracy",
+    "entropy": "entropy", "rewards/margins": "margin", "margin": "margin", "accuracy": "accuracy",
+    "rewards/accuracies": "accuracy",
 }  # fmt: skip
 """what a running stage reports -> its name; these come first, in this order"""
 _UNWATCHED = (
-    "grad_norm", "learning_rate", "entropy", "mean_token_accuracy", "iteration", "answers", "reward_std", "value_grad_norm",
+    "grad_norm", "learning_rate", "mean_token_accuracy", "iteration", "answers", "reward_std", "value_grad_norm",
     "ratio_start", "skipped", "policy_loss", "approx_kl",
 )  # fmt: skip
 """in the curve and the plots, but too much for a line"""
@@ -86,7 +87,7 @@ def watched(values: Mapping[str, float], most: int | None = None) -> str:
     >>> watched({"loss": 0.5, "grad_norm": 1.0, "iteration": 3.0, "kl": 0.123456, "reward": 1.0})
     'reward 1  kl 0.1235  loss 0.5'
     """
-    first = [name for name in _WATCHED if name in values]
+    first = [name for name in _WATCHED if name in values and (name != "entropy" or "reward" in values)]
     rest = [name for name in values if name not in (*_WATCHED, *_UNWATCHED)]
     return "  ".join(f"{_WATCHED.get(name, name)} {values[name]:.4g}" for name in (*first, *rest)[:most])
 

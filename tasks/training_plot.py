@@ -9,7 +9,7 @@ import json
 import math
 import threading
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -42,7 +42,7 @@ class Panel:
 
 
 _SAMPLED = (
-    Panel("reward", "mean of answers, with 95% interval", (("reward", ""),), sampled=True),
+    Panel("reward", "mean, 95% interval", (("reward", ""),), sampled=True),
     Panel("KL to the SFT policy", "nats per answer", (("kl", "KL"),), ("kl_coefficient", "coefficient"), sampled=True),
     Panel("answer length", "tokens", (("answer_tokens", ""),), sampled=True),
     Panel("answers that end by themselves", "share", (("finished", ""),), sampled=True),
@@ -92,9 +92,12 @@ def _panels(rows: Rows) -> tuple[Panel, ...]:
         return _PLAIN
     entries = sorted({name for row in rows for name in row if name.startswith(_REWARD_OF)})
     named = tuple((name, name.removeprefix(_REWARD_OF).replace("_", " ")) for name in entries)
-    each = Panel("each reward by itself", "mean value, before its weight", named, sampled=True)
+    each = Panel("each reward by itself", "mean, unweighted", named, sampled=True)
     rest = () if any("value_loss" in row for row in rows) else (Panel("policy loss", "surrogate", (("loss", ""),)),)
-    return (_SAMPLED[0], *((each,) if len(named) > 1 else ()), *_SAMPLED[1:], *rest)
+    reward, kl, *more = _SAMPLED
+    if not any("kl_coefficient" in row for row in rows):
+        kl = replace(kl, unit="nats per token")  # TRL's trainers take the mean over tokens
+    return (reward, *((each,) if len(named) > 1 else ()), kl, *more, *rest)
 
 
 def _lines(panel: Panel, rows: Rows) -> list[tuple[str, list[float], list[float]]]:
@@ -125,7 +128,7 @@ def _drawn(panels: Sequence[Panel], rows: Rows) -> bytes:
 
     across = min(len(panels), 3 if len(panels) > 4 else 2)
     down = math.ceil(len(panels) / across)
-    wide, high = 10.5, 0.9 + down * (2.5 if down == 1 else 1.65) + 0.6 * (down - 1)
+    wide, high = 10.5, 0.9 + down * (2.5 if down == 1 else 1.9) + 0.6 * (down - 1)
     figure = Figure(figsize=(wide, high), dpi=100)
     FigureCanvasAgg(figure)
     figure.subplots_adjust(  # by hand, in inches: a layout engine draws everything several times

@@ -57,9 +57,12 @@ def test_a_running_stage_says_first_how_it_goes():
         "loss": 0.1, "grad_norm": 1.0, "learning_rate": 1e-4, "iteration": 3.0, "answers": 32.0, "reward": 0.75, "kl": 1.25,
         "reward_std": 0.5, "entropy": 2.0, "answer_tokens": 20.5, "finished": 0.9, "value_loss": 0.25, "clip_fraction": 0.125,
     }  # fmt: skip
-    assert watched(ppo) == "reward 0.75  kl 1.25  tokens 20.5  finished 0.9  loss 0.1  value loss 0.25  clip_fraction 0.125"
+    assert (
+        watched(ppo)
+        == "reward 0.75  kl 1.25  tokens 20.5  finished 0.9  loss 0.1  value loss 0.25  entropy 2  clip_fraction 0.125"
+    )
     assert watched(ppo, 3) == "reward 0.75  kl 1.25  tokens 20.5"
-    assert watched({"loss": 0.5, "rewards/margins": 0.25}) == "loss 0.5  margin 0.25"
+    assert watched({"loss": 0.5, "entropy": 2.0, "rewards/margins": 0.25}) == "loss 0.5  margin 0.25"
     assert watched({"rollout": 2.0}) == "rollout 2"
 
 

@@ -1,6 +1,7 @@
 """The picture of a training: which panels a curve has, what is drawn in them, and that equal curves are equal bytes."""
 
 import io
+import json
 import math
 import subprocess
 import sys
@@ -133,6 +134,23 @@ def test_equal_curves_are_equal_bytes_in_any_process():
     other = subprocess.run(command, capture_output=True, check=True, cwd=here).stdout
     assert other == picture(ppo())
     assert b"matplotlib" not in other.lower()
+
+
+def test_a_training_that_ended_itself_leaves_its_curve_on_a_page(tmp_path, monkeypatch):
+    from tasks import stage
+    from tasks.core.errors import GateError
+
+    monkeypatch.setenv("SOME_API_KEY", "abcdefgh12345")
+    pages = []
+    monkeypatch.setattr(stage, "create_markdown_artifact", lambda text, **more: pages.append((text, more)))
+    stage._show_unfinished(tmp_path, "plan-ppo", GateError("ppo: it went wrong"))
+    assert pages == []
+    (tmp_path / "training.json").write_text(json.dumps(ppo()))
+    stage._show_unfinished(tmp_path, "plan-ppo", GateError("ppo: it went wrong, abcdefgh12345"))
+    [(text, more)] = pages
+    said = "ppo: it went wrong, <SOME_API_KEY>"
+    assert more == {"key": "plan-ppo-unfinished", "description": said}
+    assert text.startswith(f"# {said}\n\n![training](data:image/png;base64,")
 
 
 @pytest.mark.parametrize("ground", [255, 13])
