@@ -33,7 +33,7 @@ from tasks.methods import check_stage
 from tasks.reading.spec import SourceEntry
 from tasks.release import ReleaseSpec
 from tasks.review import Approval
-from tasks.reward_model import reward_request
+from tasks.reward_model import RewardModelSpec, reward_request
 from tasks.rewarding import wants_model, wants_references
 from tasks.smollm import NAME as EMBEDDED
 from tasks.train import PretrainSpec, RewardSpec, SftSpec
@@ -94,7 +94,7 @@ class RewardModelPlan(Part):
     revision: str | None = None
     """40-hex commit of a hub id"""
 
-    def spec(self) -> BaseSpec:
+    def spec(self) -> RewardModelSpec:
         """What decides the reward model."""
         return reward_request(self.pretrained, self.revision, Path())[0]
 

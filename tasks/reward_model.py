@@ -19,15 +19,22 @@ _HEAD = "score.weight"
 """as every decoder of transformers calls its head of scores"""
 
 
-def reward_request(model: str, revision: str | None, root: Path) -> tuple[BaseSpec, dict[str, Path]]:
+class RewardModelSpec(BaseSpec):
+    """A reward model that was trained elsewhere."""
+
+    chat: bool = False
+    """it writes no text; a chat template it must have all the same"""
+
+
+def reward_request(model: str, revision: str | None, root: Path) -> tuple[RewardModelSpec, dict[str, Path]]:
     """Spec and inputs of REWARD_MODEL for `model`, a folder seen from `root`, or a hub id; else SpecError."""
     if model == smollm.NAME:
         raise SpecError(f"{_WHAT} {model}: it writes text and gives no score; name a classifier with one label")
     spec, files = base_request(model, revision, root)
-    return spec.model_copy(update={"chat": False}), files
+    return RewardModelSpec(model=spec.model, revision=spec.revision), files
 
 
-def bring_reward_model(spec: BaseSpec, inputs: Inputs, out: Path, run: Run) -> Metrics:
+def bring_reward_model(spec: RewardModelSpec, inputs: Inputs, out: Path, run: Run) -> Metrics:
     """Bring the model into the model cache and write its `policy.json`.  Inputs: source (a folder), for a local model alone."""
     base, folder = bring(spec, inputs, run, what=_WHAT)
     _check(folder, f"{_WHAT} {spec.model}")

@@ -21,7 +21,7 @@ from flows.explain import Explain
 from flows.loading import load as load_plan
 from flows.pipeline import pipeline
 from flows.plan import Plan
-from tasks.base import BaseSpec, materialise
+from tasks.base import materialise
 from tasks.core.build import Workshop
 from tasks.core.contract import Execution, Run
 from tasks.core.errors import DataError, MachineError, SpecError
@@ -29,7 +29,7 @@ from tasks.core.store import Store
 from tasks.health import CLEARANCE, HEALTH, HealthSpec
 from tasks.measure import RewardsSpec
 from tasks.policy import base_path, read_record
-from tasks.reward_model import REWARD_MODEL, bring_reward_model, reward_request
+from tasks.reward_model import REWARD_MODEL, RewardModelSpec, bring_reward_model, reward_request
 from tasks.tables import write_answers
 
 pytestmark = [
@@ -42,7 +42,7 @@ TEMPLATE = (  # the space before an answer becomes part of its first token
     "{% for m in messages %}[{{ m['role'] }}] {{ m['content'] }}</s>{% endfor %}"
     "{% if add_generation_prompt %}[assistant] {% endif %}"
 )
-LOCAL = BaseSpec(model="local", chat=False)
+LOCAL = RewardModelSpec(model="local")
 
 
 def write_judge(folder: Path) -> Path:
