@@ -7,16 +7,19 @@ os.environ["TRANSFORMERS_VERBOSITY"] = "error"
 
 from dataclasses import dataclass, field
 from importlib import import_module
+from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
 import tiny
+from laid_out import laid_out
 
 from flows.explain import Explain, Step
+from flows.loading import load
 from flows.rounds import rounds
 from tasks.core.build import Workshop
 from tasks.core.contract import Execution
-from tasks.core.errors import DataError
+from tasks.core.errors import DataError, SpecError
 from tasks.core.store import Store
 from tasks.curate import PROMPTS, PromptsSpec
 from tasks.generate import ANSWERS, AnswersSpec
@@ -30,6 +33,7 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore::DeprecationWarning"),
     pytest.mark.filterwarnings("ignore::UserWarning"),
 ]
+DEMO = Path(__file__).parents[2] / "flows" / "plans" / "demo.yaml"
 ASKED = {
     "method": {"name": "full"}, "learning_rate": 2e-3, "rounds": 2, "prompts": 56, "samples": 6, "max_new_tokens": 24,
     "max_length": 96, "global_batch": 8, "epochs": 2, "beta": 0.1, "seed": 0,
@@ -89,6 +93,7 @@ def reward(workshop, policy, prompts, asked, seed=77):
     return sum(found) / len(found)
 
 
+@pytest.mark.slow
 def test_two_rounds_teach_a_rule_that_no_update_teaches(school):
     """Measured: 0.40 as SFT left it, 0.45 with other draws, 0.40 after rounds without an update, 0.78 after two rounds."""
     workshop, sft, practice, measured = school
@@ -213,3 +218,32 @@ def last(made):
 
 def pairs(artifact):
     return pq.read_table(artifact.path / "pairs.parquet").to_pylist()
+
+
+@pytest.mark.parametrize(
+    ("overrides", "says"),
+    [
+        (
+            ["policy={algorithm: ppo, rewards: [{rule: judge, model: m}]}"],
+            "policy.rewards: a judge is asked over the network, which only",
+        ),
+        (["policy={algorithm: online_dpo, rewards: [{rule: judge}]}"], "policy.rewards.0.model: missing"),
+        (["policy={algorithm: online_dpo, samples: 1}"], "policy.samples: should be greater than or equal to 2, got 1"),
+        (["policy={algorithm: online_dpo, max_new_tokens: 2000}"], "max_length 1024 holds prompt and answer"),
+        (["evaluation.answers={samples: 2, temperature: 1.0}"], "answers.samples 2: what is measured is one answer a prompt"),
+    ],
+)
+def test_what_a_plan_asks_of_rounds_is_refused_in_one_sentence(overrides, says):
+    with pytest.raises(SpecError) as raised:
+        load(DEMO, overrides)
+    assert says in str(raised.value)
+    assert "\n" not in str(raised.value)
+
+
+def test_the_last_rounds_policy_is_merged_measured_and_released():
+    stages = laid_out(load(DEMO, ["policy={algorithm: online_dpo, rounds: 2, rewards: [{rule: finished}]}"]))
+    assert stages["merge"]["policy"] == "dpo-round-2"
+    assert stages["answers-round-1"] == {"policy": "sft", "prompts": "curate-preferences"}
+    assert {f"{name}-round-{number}" for name in ("answers", "pairs", "data", "dpo") for number in (1, 2)} <= stages[
+        "release"
+    ].keys()
