@@ -3,7 +3,7 @@
 from functools import partial
 from typing import Annotated, Literal
 
-from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt
+from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt, model_validator
 
 from tasks.base import on_base
 from tasks.core.contract import Stage
@@ -65,6 +65,14 @@ class PpoSpec(OnlineSpec):
     min_new_tokens: Annotated[int, Field(ge=0)] = 0
     """the stop token cannot come before this many"""
     stop: StopSpec = StopSpec()
+
+    @model_validator(mode="after")
+    def _can_end(self) -> "PpoSpec":
+        if self.min_new_tokens >= self.max_new_tokens:
+            raise ValueError(
+                f"min_new_tokens {self.min_new_tokens} leaves no room to stop within max_new_tokens {self.max_new_tokens}"
+            )
+        return self
 
 
 PPO = Stage("ppo", 1, "policy", partial(on_base, "ppo"), heavy=True)

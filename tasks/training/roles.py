@@ -83,6 +83,8 @@ class Roles(torch.nn.Module):
         self.encoder = Encoder(begin.loaded.tokenizer, begin.model)
         self._checkpointing = checkpointing
         self._trained = [POLICY]
+        self._flags: list[tuple[Tensor, bool]] | None = None
+        self._groups: list[list[Tensor]] = []
         self._reference: str | None = None
         if begin.how == "continue":
             _add(self.model, begin.parent / ADAPTERS / str(begin.record.chain[-1].adapter), REFERENCE)
@@ -102,7 +104,7 @@ class Roles(torch.nn.Module):
                 self.value_head.weight.copy_(reward.head.weight * scale)
                 self.value_head.bias.copy_(reward.head.bias * scale - (clearance.mean if clearance else 0.0) * scale)
             how = "the reward model's adapter and head, in units of the normalised score"
-        self._trained.append(VALUE)
+        self._trained, self._flags = [POLICY, VALUE], None
         _without_dropout(self)
         self._settle()
         return how
@@ -116,13 +118,18 @@ class Roles(torch.nn.Module):
             self._settle()
         with self.model.disable_adapter() if name is None else nullcontext():
             yield
-        self._settle()
+        if name is None:
+            self._settle()
 
     def _settle(self) -> None:
-        """Have exactly what is trained require gradients, whichever adapter is active."""
-        self.requires_grad_(False)
-        self.model.set_requires_grad(self._trained, True)
-        self.value_head.requires_grad_(True)
+        """Have exactly what is trained require gradients, whichever adapter is active: PEFT has just changed that."""
+        if self._flags is None:
+            self.requires_grad_(False)
+            self.model.set_requires_grad(self._trained, True)
+            self.value_head.requires_grad_(True)
+            self._flags = [(p, p.requires_grad) for p in self.parameters() if p.is_floating_point()]
+        for parameter, wanted in self._flags:
+            parameter.requires_grad_(wanted)
 
     def adapters(self) -> tuple[str, str]:
         """Names of the trained adapters: the policy's and the value model's."""
@@ -130,11 +137,12 @@ class Roles(torch.nn.Module):
 
     def trained(self) -> tuple[list[Tensor], list[Tensor]]:
         """Weights of the policy, and of the value model with its head."""
-        found: list[list[Tensor]] = []
-        for adapter in self.adapters():
-            with self.alone(adapter):
-                found.append([p for p in self.model.parameters() if p.requires_grad])
-        return found[0], [*found[1], *self.value_head.parameters()]
+        if not self._groups:
+            for adapter in self.adapters():
+                with self.alone(adapter):
+                    self._groups.append([p for p in self.model.parameters() if p.requires_grad])
+            self._groups[1] += self.value_head.parameters()
+        return self._groups[0], self._groups[1]
 
     @contextmanager
     def alone(self, adapter: str) -> Iterator[None]:

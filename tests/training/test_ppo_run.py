@@ -264,6 +264,11 @@ def test_a_policy_that_answers_otherwise_in_training_than_in_use_is_noticed(stud
 # -- what is refused
 
 
+def test_an_answer_must_have_room_to_end():
+    with pytest.raises(ValueError, match="min_new_tokens 6 leaves no room to stop within max_new_tokens 6"):
+        spec(min_new_tokens=6)
+
+
 def test_what_cannot_be_is_said_before_anything_is_sampled(studio):
     with pytest.raises(SpecError, match="rewards name the reward model, and the input reward_model is missing"):
         studio.practise(spec(**MODEL))
