@@ -6,10 +6,10 @@ an answer is judged once, and what was judged before a run died is not asked aga
 
 import json
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar
 
 from pydantic import Field, NonNegativeFloat
 
@@ -20,6 +20,7 @@ from tasks.core.spec import Spec
 from tasks.core.stop import check
 from tasks.tables import ANSWERS_FILE, answer_item, read_rows, score, write_scores
 
+T = TypeVar("T")
 JUDGE = "judge"
 """subject of the scores, as `reward_model` is of a reward model's"""
 METRIC = "judged"
@@ -56,7 +57,7 @@ def judging(spec: JudgingSpec, inputs: Inputs, out: Path, run: Run) -> Metrics:
     Raises MachineError where the endpoint cannot be used, DataError where too many replies hold no score.
     """
     answers = read_rows(inputs["answers"] / ANSWERS_FILE)
-    journal = _Journal(run.work / _JOURNAL)
+    journal = Journal(run.work / _JOURNAL)
     waiting = [answer for answer in answers if answer_item(answer) not in journal.known]
     if waiting:
         _judge(spec, waiting, journal, len(answers), run)
@@ -80,10 +81,11 @@ def question(answer: Mapping[str, Any]) -> str:
     return json.dumps({"conversation": conversation, "answer": answer["answer"]}, ensure_ascii=False, indent=1)
 
 
-class _Journal:
+class Journal:
     """What was judged, kept in the work folder line by line, so that it outlives a run that dies."""
 
     def __init__(self, path: Path) -> None:
+        """Read what the file at `path` holds, if it is there."""
         self.known: dict[str, float | None] = {}
         self.unread = ""
         """the last reply without a score"""
@@ -104,7 +106,7 @@ class _Journal:
                     file.write(json.dumps([item, value]) + "\n")
 
 
-def _judge(spec: JudgingSpec, answers: Sequence[Mapping[str, Any]], journal: _Journal, total: int, run: Run) -> None:
+def _judge(spec: JudgingSpec, answers: Sequence[Mapping[str, Any]], journal: Journal, total: int, run: Run) -> None:
     """Ask about `answers`, several at once; a stop, or an answer that cannot be judged, leaves the rest unasked."""
     judge = Judge.from_environment()
     system = SYSTEM.format(instruction=spec.instruction.strip(), scale=spec.scale)
@@ -120,19 +122,20 @@ def _judge(spec: JudgingSpec, answers: Sequence[Mapping[str, Any]], journal: _Jo
             journal.unread = " ".join(reply.split())[-120:] or "nothing"
         journal.add(answer_item(answer), None)
 
+    at_once(answers, ask, journal, total, run)
+
+
+def at_once(asked: Sequence[T], ask: Callable[[T], None], journal: Journal, total: int, run: Run) -> None:
+    """`ask` of each of `asked`, several on their way together; a stop or an error leaves the rest unasked."""
     pool = ThreadPoolExecutor(AT_ONCE, thread_name_prefix="judge")
     try:
-        waiting = [pool.submit(ask, answer) for answer in answers]
+        waiting = [pool.submit(ask, one) for one in asked]
         for done in as_completed(waiting):
             done.result()
-            values = [*_values(journal)]
+            values = [value for value in list(journal.known.values()) if value is not None]
             run.progress(Progress(len(journal.known), total, {"judged": sum(values) / len(values)} if values else {}))
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
-
-
-def _values(journal: _Journal) -> Iterator[float]:
-    return (value for value in list(journal.known.values()) if value is not None)
 
 
 JUDGING = Stage("judging", 1, "scores", judging, texts=lambda _: {"judge": SYSTEM})
