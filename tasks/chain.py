@@ -104,6 +104,19 @@ def check_seq2seq(stage: StageName) -> None:
         )
 
 
+_SIGHTLESS: tuple[StageName, ...] = ("kto", "orpo", "grpo", "rloo", "ppo")
+"""stages that read and compare text alone"""
+
+
+def check_sight(stage: StageName) -> None:
+    """Raise SpecError if `stage` cannot train a vision-language model."""
+    if stage in _SIGHTLESS:
+        raise SpecError(
+            f"{stage}: the base is a vision-language model, and {stage} reads text alone; use policy.algorithm: dpo, or a base "
+            "of text alone"
+        )
+
+
 _EXPERTS = ("num_local_experts", "num_experts", "n_routed_experts", "moe_num_experts")
 """fields of a config.json that say how many experts a model has"""
 
@@ -119,6 +132,8 @@ def check_model(stage: StageName, method: AnyMethod, config: Mapping[str, Any] |
             raise SpecError(f"method {method.name}: it trains no encoder-decoder model such as {family}; use full or lora")
     if method.name in ("moe_experts", "moe_router") and not any(config.get(name) for name in _EXPERTS):
         raise SpecError(f"method {method.name}: {family} is no mixture of experts; use full or lora")
+    if "vision_config" in config:
+        check_sight(stage)
     check_vision(method, sees="vision_config" in config)
 
 

@@ -14,7 +14,7 @@ import torch
 from peft import PeftModel
 from transformers import set_seed
 
-from tasks.chain import check_seq2seq, follow, shape
+from tasks.chain import check_seq2seq, check_sight, follow, shape
 from tasks.core.contract import Run
 from tasks.core.errors import SpecError
 from tasks.core.files import write_json
@@ -31,6 +31,7 @@ from tasks.policy import (
     Task,
     is_seq2seq,
     read_record,
+    sees,
     write_record,
 )
 from tasks.train import TrainSpec
@@ -71,8 +72,11 @@ def start(policy: Path, spec: TrainSpec, run: Run, head: Head | None = None) -> 
     last = policy / ADAPTERS / parent.adapters[-1] if parent.adapters else None
     same = last is not None and _same_shape(last, spec.method)
     how = follow(parent.quantization is not None, parent.chain[-1].method if last else None, spec.method, same=same)
-    if is_seq2seq(checked_source(policy, parent, run)):
+    source = checked_source(policy, parent, run)
+    if is_seq2seq(source):
         check_seq2seq(spec.stage)
+    if sees(source):
+        check_sight(spec.stage)
     set_seed(spec.seed)
     if how == "continue":
         loaded = load(policy, run, task=task, trainable=True, seed=spec.seed)

@@ -144,17 +144,13 @@ def test_the_first_update_is_the_papers_worked_out_slowly(shop, practise, tmp_pa
 
 
 @pytest.mark.parametrize("job", ["grpo", "rloo"])
-def test_it_learns_what_is_rewarded(shop, practise, sft_policies, job):
-    """An answer should begin with `yes`: the reward rises far above the start, and without updates it does not."""
-    wish = {"rewards": [{"rule": "regex", "pattern": "^(y|Y)"}], "iterations": 30, "rollout_batch": 32, "global_batch": 32}
-    rates = {"learns": 1e-2, "stays": 1e-12}
-    done = {
-        name: practise(job, spec(job, "full", **wish, missing_eos_penalty=0.0, beta=0.01, samples=8, learning_rate=rate))[1]
-        for name, rate in rates.items()
-    }
-    print({n: {k: d[k] for k in d if "reward" in k or "seconds" in k or "kl" in k} for n, d in done.items()})
-    assert done["learns"]["last_reward"] > 0.8
-    assert max(done["learns"]["first_reward"], done["stays"]["last_reward"]) < 0.3
+def test_it_learns_what_is_rewarded(practise, job):
+    """An answer should have an `e`: the share of those that do rises far above the start, and without updates it does not."""
+    more = {"rewards": [HAS_E], "iterations": 24, "rollout_batch": 32, "global_batch": 32, "samples": 8, "beta": 0.02}
+    more |= {"missing_eos_penalty": 0.0, "max_new_tokens": 4}
+    learns, stays = (practise(job, spec(job, "full", **more, learning_rate=rate))[1] for rate in (1e-2, 1e-12))
+    assert learns["last_reward"] > 0.75
+    assert max(learns["first_reward"], stays["first_reward"], stays["last_reward"]) < 0.5
 
 
 @pytest.fixture(scope="module")

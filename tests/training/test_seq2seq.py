@@ -19,10 +19,11 @@ from tasks.core.contract import Execution, Run
 from tasks.core.errors import DataError, SpecError
 from tasks.core.files import tree
 from tasks.generate import AnswersSpec
+from tasks.group import GrpoSpec, RlooSpec
 from tasks.measure import ScoresSpec
 from tasks.methods import METHODS
 from tasks.policy import read_record
-from tasks.preference import DpoSpec
+from tasks.preference import DpoSpec, KtoSpec, OrpoSpec
 from tasks.profile import ProfileSpec
 from tasks.tables import read_rows
 from tasks.train import PretrainSpec, RewardSpec, SftSpec
@@ -245,11 +246,16 @@ def test_training_goes_on_with_the_adapter(bench, tmp_path, method):
 
 @pytest.mark.parametrize(
     ("job", "spec"),
-    [("reward", RewardSpec(max_steps=1)), ("dpo", DpoSpec(max_steps=1)), ("pretrain", PretrainSpec(max_steps=1))],
-)
+    [
+        ("reward", RewardSpec(max_steps=1)), ("dpo", DpoSpec(max_steps=1)), ("pretrain", PretrainSpec(max_steps=1)),
+        ("kto", KtoSpec(max_steps=1)), ("orpo", OrpoSpec(max_steps=1)),
+        ("grpo", GrpoSpec(rewards=[{"rule": "finished"}])), ("rloo", RlooSpec(rewards=[{"rule": "finished"}])),
+    ],
+)  # fmt: skip
 def test_stages_for_decoders_are_refused_in_one_sentence(bench, tmp_path, job, spec):
     with pytest.raises(SpecError, match=f"^{job}: the base is an encoder-decoder model, and .*; use another base"):
-        bench.job(job, spec, {"policy": bench.base(), "data": bench.root / "pref"}, tmp_path)
+        inputs = {"policy": bench.base(), "data": bench.root / "pref", "prompts": bench.root / "pref"}
+        bench.job(job, spec, inputs, tmp_path)
 
 
 def test_a_decoder_method_is_refused(bench, tmp_path):

@@ -79,6 +79,12 @@ def test_a_method_that_cannot_train_it_is_refused_when_the_plan_is_loaded(folder
         load(folder / "plan.yaml", overrides)
 
 
+@pytest.mark.parametrize("algorithm", ["kto", "orpo", "grpo", "rloo", "ppo"])
+def test_an_algorithm_that_reads_text_alone_is_refused_when_the_plan_is_loaded(folder, algorithm):
+    with pytest.raises(SpecError, match=f"policy: {algorithm}: the base is a vision-language model, and {algorithm} reads text"):
+        load(folder / "plan.yaml", [f"policy={{algorithm: {algorithm}}}"])
+
+
 def test_vision_targets_on_a_text_model_are_refused_when_the_plan_is_loaded(folder):
     asked = ["sft.method={name: lora, targets: all-linear+vision}"]
     load(folder / "plan.yaml", asked)
