@@ -57,6 +57,8 @@ def judging(spec: JudgingSpec, inputs: Inputs, out: Path, run: Run) -> Metrics:
     Raises MachineError where the endpoint cannot be used, DataError where too many replies hold no score.
     """
     answers = read_rows(inputs["answers"] / ANSWERS_FILE)
+    if shown := next((answer for answer in answers if answer.get("images")), None):
+        raise DataError(f"prompt {shown['id']}: it shows an image, and the judge reads text alone; use other prompts, or rewards")
     journal = Journal(run.work / _JOURNAL)
     waiting = [answer for answer in answers if answer_item(answer) not in journal.known]
     if waiting:
