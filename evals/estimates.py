@@ -36,6 +36,8 @@ class Metric:
     meaning: str
     differs: bool = False
     """measured on the candidate alone, or with `against` as its value less the other's"""
+    neutral: float | None = None
+    """what it is where the candidate equals the other; 1 is that of ratios"""
 
     @property
     def comparative(self) -> bool:
@@ -53,7 +55,18 @@ class Metric:
             return contrast(self.of(*series[: len(self.needs)]), self.of(*series[len(self.needs) :]))
 
         needs = (*self.needs, *((_OTHER, raw) for _, raw in self.needs))
-        return Metric(of, needs, "difference", self.better, f"{self.meaning}; less the other's")
+        return Metric(of, needs, "difference", self.better, f"{self.meaning}; less the other's", neutral=0.0)
+
+    def no_worse(self, margin: float) -> tuple[float | None, float | None]:
+        """The bounds (at least, at most) of a candidate that is worse than the other by no more than `margin`.
+
+        Worse is the other way than `better`; a ratio may be off by a share of 1, everything else by `margin` of its own unit.
+        """
+        if self.neutral is None:
+            raise SpecError(
+                "no difference, or which way is worse, has no number here, so it takes no margin; set at_least or at_most"
+            )
+        return (self.neutral - margin, None) if self.better == "higher" else (None, self.neutral + margin)
 
     def sample(self, scores: Scores, against: Against | None) -> Sample:
         """What is estimated.  Raises DataError where scores are missing or do not pair up."""
@@ -148,6 +161,7 @@ METRICS: dict[str, Metric] = {
     "preference_accuracy": Metric(
         _preference_accuracy, _LOGPS, "share of pairs", "higher",
         "held-out pairs whose chosen answer gained on the rejected one, relative to the reference; a tie counts half",
+        neutral=0.5,
     ),
     "preference_gain_over_length": Metric(
         _preference_gain, (*_LOGPS, *_LONGER), "share of pairs", "higher",
@@ -168,10 +182,12 @@ METRICS: dict[str, Metric] = {
     "reward_win_rate": Metric(
         _wins, (("candidate", "reward"), (_OTHER, "reward")), "share of prompts", "higher",
         "prompts where the reward model prefers the candidate's answer; a tie counts half",
+        neutral=0.5,
     ),
     "reward_difference": Metric(
         _difference, (("candidate", "reward"), (_OTHER, "reward")), "reward", "higher",
         "mean reward of the candidate's answers less the other's",
+        neutral=0.0,
     ),
     "answer_perplexity": Metric(
         _perplexity, (("candidate", "answer_nll"),), "perplexity per token", "lower",
@@ -180,6 +196,7 @@ METRICS: dict[str, Metric] = {
     "answer_perplexity_ratio": Metric(
         _perplexity_ratio, (("candidate", "answer_nll"), (_OTHER, "answer_nll")), "ratio", "lower",
         "perplexity on held-out answers over the other's",
+        neutral=1.0,
     ),
     "text_perplexity": Metric(
         _perplexity, (("candidate", "text_nll"),), "perplexity per token", "lower",
@@ -188,10 +205,12 @@ METRICS: dict[str, Metric] = {
     "text_perplexity_ratio": Metric(
         _perplexity_ratio, (("candidate", "text_nll"), (_OTHER, "text_nll")), "ratio", "lower",
         "perplexity on general text over the other's: above 1 is forgetting",
+        neutral=1.0,
     ),
     "answer_length_ratio": Metric(
         _length_ratio, (("candidate", "answer_tokens"), (_OTHER, "answer_tokens")), "ratio", "lower",
         "tokens generated over the tokens that the other generated",
+        neutral=1.0,
     ),
     "finished_rate": Metric(
         _share, (("candidate", "finished"),), "share of prompts", "higher",
@@ -249,9 +268,8 @@ def metric(name: str, against: Against | None) -> Metric:
 def _own_metric(name: str, against: Against | None) -> Metric:
     """The mean of a module's values, or its difference to another's."""
     if against:
-        return Metric(
-            _own_difference, (("candidate", name), (_OTHER, name)), "difference", "higher", f"mean {name} less the other's"
-        )
+        needs = (("candidate", name), (_OTHER, name))
+        return Metric(_own_difference, needs, "difference", "higher", f"mean {name} less the other's")
     return Metric(_own, (("candidate", name),), "mean", "higher", f"mean {name}")
 
 
@@ -263,13 +281,17 @@ def _of_suite(name: str, inner: str, against: Against | None) -> Metric:
         raise SpecError(f"{name}.{inner}: the suite has no such metric{modules.nearest(inner, able)}")
     if raw := {suite.JUDGED: suite.WINS, suite.AGREED: suite.AGREED}.get(inner):
         meaning = "answers that the judge prefers to the other's; a tie counts half" if raw == suite.WINS else "orders that agree"
-        found = Metric(_share, ((_OTHER, raw),), "share of prompts", "higher", meaning)
+        found = Metric(
+            _share, ((_OTHER, raw),), "share of prompts", "higher", meaning, neutral=0.5 if raw == suite.WINS else None
+        )
     elif inner in suite.CHOICES:
         found = _own_metric(inner, against)
     else:
         found = metric(inner, against)
     needs = tuple((subject, f"{name}.{raw}") for subject, raw in found.needs)
     better = about.metrics.get(inner, found.better)
+    if against and found.of is _own_difference and inner in about.metrics:  # the suite says which way is worse
+        found = replace(found, neutral=0.0)
     return replace(found, needs=needs, better=better, meaning=f"{found.meaning}; suite {name}, version {about.version}")
 
 

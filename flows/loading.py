@@ -87,6 +87,10 @@ def relocated(raw: dict[str, Any], folder: Path) -> None:
                 raise SpecError(f"{part}.{field}: {local} is not a folder")
             fields[field] = str(local)
     _anchor(raw, folder)
+    evaluation = raw.get("evaluation")
+    for suite in (evaluation.get("suites") or ()) if isinstance(evaluation, dict) else ():
+        if isinstance(suite, dict) and isinstance(path := suite.get("source"), str):
+            suite["source"] = str((folder / Path(path).expanduser()).resolve())
 
 
 def _anchor(at: object, folder: Path) -> None:

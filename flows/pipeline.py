@@ -8,6 +8,7 @@ from typing import Any
 from flows.aligning import aligned
 from flows.build import Build
 from flows.plan import Plan, RewardModelPlan
+from flows.suites import measured
 from tasks.base import BASE
 from tasks.curate import INSTRUCTIONS, PREFERENCES, PROMPTS, TEXTS
 from tasks.generate import ANSWERS
@@ -51,10 +52,12 @@ def pipeline(plan: Plan, build: Build) -> None:
         judged = {"reward_model": made["reward_model"], "preferences": held_out["preferences"]}
         scores["rewards"] = build(REWARDS, asked.rewards, {**judged, **answers})
     scores["metrics"] = build(METRICS, plan.metrics(), {"prompts": prompts, **answers})
+    suites = measured(plan, build, compared)
+    scores |= suites.scores
 
     verdict = build(VERDICT, plan.judge(), scores)
     made_of = {"base": base, "prompts": prompts, **held_out, **before, **made}
-    build(RELEASE, plan.card(), {"policy": policy, "verdict": verdict, **made_of, **answers, **scores})
+    build(RELEASE, plan.card(), {"policy": policy, "verdict": verdict, **made_of, **answers, **suites.asked, **scores})
 
 
 def judge(asked: RewardSpec | RewardModelPlan, build: Build, sft: Any, pairs: Any) -> Any:  # noqa: ANN401

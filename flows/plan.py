@@ -15,6 +15,7 @@ from evals.estimates import metric
 from evals.gates import Gate
 from flows.compare_plan import ComparePlan
 from flows.search_plan import SearchPlan
+from flows.suite_plan import SuitePlan, check_suites
 from tasks.algorithms import ALGORITHMS, PolicySpec
 from tasks.base import BaseSpec, base_request
 from tasks.chain import check_follow, check_merge, check_model, merges
@@ -174,6 +175,8 @@ class EvaluationPlan(Part):
     rewards: RewardsSpec = RewardsSpec()
     metrics: tuple[str, ...] = ()
     """modules of evals/metrics to report beside the gates; those that gates name are measured anyway"""
+    suites: tuple[SuitePlan, ...] = ()
+    """suites of evals/suites to measure on, each with the file of its prompts; gates name `<suite>.<metric>`"""
 
     @model_validator(mode="after")
     def _known(self) -> "EvaluationPlan":
@@ -346,6 +349,7 @@ class Plan(Part):
             for _, raw in metric(gate.metric, gate.against).wants(gate.comparator):
                 if raw in missing:
                     raise ValueError(f"gate {gate.metric}: it needs {missing[raw]}; leave the gate out, or use another metric")
+        check_suites(self.evaluation.suites, self.gates)
         if self.search and self.search.needs_preferences and not self.data.preferences:
             raise ValueError(f"search: metric {self.search.metric} needs {missing['chosen_logp']}; use answer_perplexity")
         return self

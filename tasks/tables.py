@@ -27,6 +27,17 @@ ANSWERS = pa.schema(
         ("finished", pa.bool_()),
     ]
 )
+QUESTIONS = pa.schema(
+    [
+        ("id", pa.string()),
+        ("conversation", pa.string()),
+        ("task", pa.string()),
+        ("prompt", pa.list_(_MESSAGE)),
+        ("reference", pa.string()),
+        ("source", pa.string()),
+        ("line", pa.int64()),
+    ]
+)
 SCORES = pa.schema(
     [
         ("subject", pa.string()),
@@ -77,6 +88,13 @@ def write_answers(out: Path, rows: Sequence[Mapping[str, Any]]) -> None:
     images = [pa.field("images", pa.list_(pa.string()))] if any(row.get("images") for row in rows) else []
     order = ("id", *(field.name for field in samples))
     _write(out / ANSWERS_FILE, rows, pa.schema([*ANSWERS, *samples, *images]), order)
+
+
+def write_questions(out: Path, rows: Sequence[Mapping[str, Any]], *, choices: bool) -> None:
+    """Write `out/prompts.parquet`, ordered by id; with `choices`, their texts and the place of the right one as columns."""
+    more = [pa.field("choices", pa.list_(pa.string())), pa.field("gold", pa.int64())] if choices else []
+    schema = pa.schema([*QUESTIONS, *more])
+    _write(out / PROMPTS_FILE, [{name: row[name] for name in schema.names} for row in rows], schema, ("id",))
 
 
 def answer_item(answer: Mapping[str, Any]) -> str:

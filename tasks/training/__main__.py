@@ -22,7 +22,7 @@ from tasks.core.secrets import redact
 
 JOBS = (
     "pretrain", "sft", "reward", "dpo", "kto", "orpo", "grpo", "rloo", "ppo", "heads", "merge", "compose",
-    "generate", "score", "rewards", "metrics", "predict", "profile",
+    "generate", "score", "rewards", "metrics", "suites", "choices", "predict", "profile",
 )  # fmt: skip
 
 HARMLESS = ("Unsupported layer type .*Norm", "The following (rank|alpha)_pattern keys did not match")
