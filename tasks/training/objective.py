@@ -5,10 +5,13 @@
 Sums over a mask are divided by a number that is given, so that the parts of a minibatch add up to the whole.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+
+_ROWS = 256
+"""tokens whose distribution over the vocabulary is normalised at once"""
 
 
 class PolicyLoss(NamedTuple):
@@ -103,3 +106,39 @@ def explained_variance(value_BT: Tensor, return_BT: Tensor, mask_BT: Tensor) -> 
     wanted_N, error_N = return_BT[there].double(), (return_BT - value_BT)[there].double()
     spread = wanted_N.var(unbiased=False)
     return float(1 - error_N.var(unbiased=False) / spread) if spread > 1e-12 else 0.0
+
+
+def of_tokens(logits_NV: Tensor, token_N: Tensor, *, entropy: bool) -> tuple[Tensor, Tensor]:
+    """Log-probabilities of tokens, and entropies of the distributions they come from if asked for (else empty); (N,) each.
+
+    Where only the former have a gradient, it is written over the logits, which nobody may look at any more: one tensor over the
+    vocabulary then, instead of three.
+    """
+    if not entropy:
+        return _Chosen.apply(logits_NV, token_N), token_N.new_empty(0)  # pyright: ignore[reportReturnType]
+    parts = [_spread(part_NV) for part_NV in logits_NV.split(_ROWS)]
+    norm_N, spread_N = (torch.cat(of_all) for of_all in zip(*parts, strict=True))
+    return logits_NV.gather(1, token_N[:, None])[:, 0] - norm_N, spread_N
+
+
+def _spread(logits_NV: Tensor) -> tuple[Tensor, Tensor]:
+    """Logarithm of the summed exponentials, and entropy."""
+    norm_N = logits_NV.logsumexp(dim=1)
+    return norm_N, norm_N - (logits_NV.softmax(dim=1) * logits_NV).sum(dim=1)
+
+
+class _Chosen(torch.autograd.Function):
+    """log softmax(logits)[token], whose gradient takes the place of the logits."""
+
+    @staticmethod
+    def forward(ctx: Any, logits_NV: Tensor, token_N: Tensor) -> Tensor:  # noqa: ANN401  torch's own
+        norm_N = torch.cat([part_NV.logsumexp(dim=1) for part_NV in logits_NV.split(_ROWS)])
+        ctx.save_for_backward(logits_NV, token_N, norm_N)
+        return logits_NV.gather(1, token_N[:, None])[:, 0] - norm_N
+
+    @staticmethod
+    def backward(ctx: Any, gradient_N: Tensor) -> tuple[Tensor, None]:  # noqa: ANN401
+        logits_NV, token_N, norm_N = ctx.saved_tensors
+        for part_NV, of_N, by_N in zip(*(whole.split(_ROWS) for whole in (logits_NV, norm_N, gradient_N)), strict=True):
+            part_NV.sub_(of_N[:, None]).exp_().mul_(-by_N[:, None])
+        return logits_NV.scatter_add_(1, token_N[:, None], gradient_N[:, None]), None

@@ -7,6 +7,7 @@ on disk.  So a run that was killed anywhere goes on from its last checkpoint as 
 
 from collections.abc import Mapping
 from dataclasses import replace
+from functools import partial
 from math import isfinite
 from pathlib import Path
 from types import SimpleNamespace
@@ -39,8 +40,6 @@ VALUE_RATE = 5.0
 """learning rate of the value model over that of the policy, where the spec leaves it open"""
 TOLERANCE = {"cpu": 1e-3, "cuda": 0.1}
 """largest distance from 1 of a ratio that counts as 1, before anything was learned: in float32 and in bfloat16"""
-ROLLOUT_ROWS = 4
-"""answers written at once, for each that is learned from at once: without gradients they need less"""
 
 
 class _Ppo(Quiet, Trainer):
@@ -196,7 +195,7 @@ def run(spec: PpoSpec, inputs: Inputs, out: Path, run: Run) -> Metrics:
     batches = _batches(spec, begin, reward, encoded.rows, run)
     engine = TransformersEngine(
         begin.model, roles.encoder, new_tokens=spec.max_new_tokens, silent=spec.min_new_tokens, temperature=spec.temperature,
-        seed=spec.seed, rows=ROLLOUT_ROWS * batches.micro_batch,
+        seed=spec.seed, rows=estimate.ROLLOUT_ROWS * batches.micro_batch,
     )  # fmt: skip
     asked = asked_order(len(encoded.rows), iterations=spec.iterations, batch=spec.rollout_batch, seed=spec.seed)
     heldout = _heldout(spec, inputs, roles, run)
@@ -224,19 +223,12 @@ def _batches(spec: PpoSpec, begin: Start, reward: Any, rows: list[dict[str, Any]
     room = getattr(begin.model.config.get_text_config(), "max_position_embeddings", None)
     if room and longest > room:
         raise DataError(f"a prompt and its answer may take {longest} tokens, the model has {room} positions; lower max_length")
-    shape = shape_of(begin.model)
-    apart = sum(p.numel() * p.element_size() for p in reward.model.parameters()) if isinstance(reward, OwnReward) else 0
-
-    def needs(work: estimate.Work) -> int:
-        """The largest moment is the policy's; of the value model what lives on, of the logits what is not computed in tiles."""
-        roles = {role.name: role.memory for role in estimate.ppo_roles(shape, spec.method, work, new=spec.max_new_tokens)}
-        value, width = roles["value"], 4 if work.device == "cpu" else 2
-        logits = 3 * width * work.rows * spec.max_new_tokens * shape.vocabulary
-        kept = value.weights + value.gradients + value.optimiser + roles["reward"].weights + roles["reference"].weights
-        return roles["policy"].total + kept + logits + apart
-
+    judge: int | None = None if isinstance(reward, SharedReward) else 0
+    if isinstance(reward, OwnReward):
+        judge = sum(p.numel() * p.element_size() for p in reward.model.parameters())
+    needs = partial(estimate.ppo, shape_of(begin.model), spec.method, new=spec.max_new_tokens, judge=judge)
     steps = spec.iterations * spec.ppo_epochs * spec.rollout_batch
-    return plan_batches(spec, run, begin.model, rows=steps, longest=longest, texts=1, needs=needs)
+    return plan_batches(spec, run, begin.model, rows=steps, longest=longest, texts=1, needs=lambda work: needs(work).total)
 
 
 def _heldout(spec: PpoSpec, inputs: Inputs, roles: Roles, run: Run) -> list[dict[str, Any]]:

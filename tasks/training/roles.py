@@ -27,6 +27,7 @@ from tasks.training.adapters import METHOD, Start
 from tasks.training.batches import padded
 from tasks.training.data import Encoder, Messages, scored_ids
 from tasks.training.models import WEIGHTS, checked_source, load
+from tasks.training.objective import of_tokens
 from tasks.training.reward import score_texts
 
 LOW_RANK = ("lora", "qlora", "dora", "lora_plus", "rslora", "pissa", "olora", "loftq")
@@ -190,14 +191,10 @@ class Roles(torch.nn.Module):
             stops_V = torch.zeros(logits_NV.shape[1], dtype=torch.bool, device=self.device)
             stops_V[sorted(self.encoder.stops)] = True
             logits_NV = logits_NV.masked_fill(early_N[:, None] & stops_V, torch.finfo(torch.float32).min / 2)
-        norm_N = logits_NV.logsumexp(dim=1)
         token_N = said.ids_BT[:, -width:][there_BR]
-        logp_BR = torch.zeros_like(said.answer_BR)
-        logp_BR = logp_BR.masked_scatter(there_BR, logits_NV.gather(1, token_N[:, None])[:, 0] - norm_N)
-        spread_BR = torch.zeros_like(said.answer_BR)
-        if entropy:
-            spread_BR = spread_BR.masked_scatter(there_BR, norm_N - (logits_NV.softmax(dim=1) * logits_NV).sum(dim=1))
-        return logp_BR, spread_BR
+        logp_N, spread_N = of_tokens(logits_NV, token_N, entropy=entropy)
+        empty_BR = torch.zeros_like(said.answer_BR)
+        return empty_BR.masked_scatter(there_BR, logp_N), empty_BR.masked_scatter(there_BR, spread_N) if entropy else empty_BR
 
     def values(self, said: Said) -> Tensor:
         """What the present role expects of the rest, before each token of the answers; (B, R), 0 outside."""

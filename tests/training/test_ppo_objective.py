@@ -11,6 +11,7 @@ from tasks.training.objective import (
     advantages,
     explained_variance,
     next_coefficient,
+    of_tokens,
     policy_loss,
     token_rewards,
     value_loss,
@@ -150,6 +151,27 @@ def test_all_of_it_together_equals_the_slow_implementation(seed, side):
     worth = value_loss(wide("now"), wide("value"), returns, mask, clip=value_clip, tokens=tokens)
     wanted = slow(score, **rows, beta=beta, **how, clip=clip, value_clip=value_clip)
     assert (float(policy.loss), float(worth)) == pytest.approx(wanted, abs=1e-9)
+
+
+@pytest.mark.parametrize("tokens", [5, 700])
+def test_log_probabilities_of_tokens_and_their_gradient_are_those_of_log_softmax(tokens):
+    torch.manual_seed(tokens)
+    weight, hidden = torch.randn(11, 4, dtype=torch.float64), torch.randn(tokens, 4, dtype=torch.float64)
+    token, by = torch.randint(11, (tokens,)), torch.randn(tokens, dtype=torch.float64)
+    grads, found = [], []
+    for how in ("lean", "plain", "with entropy"):
+        given = hidden.clone().requires_grad_()
+        logits = given @ weight.T
+        plain = logits.log_softmax(1).gather(1, token[:, None])[:, 0]
+        logp, entropy = (plain, None) if how == "plain" else of_tokens(logits.clone(), token, entropy=how != "lean")
+        (logp * by).sum().backward()
+        grads.append(given.grad)
+        found.append(logp.detach())
+    for part in (0, 2):
+        torch.testing.assert_close(found[part], found[1])
+        torch.testing.assert_close(grads[part], grads[1])
+    share = (hidden @ weight.T).softmax(1)
+    torch.testing.assert_close(entropy.detach(), -(share * share.log()).sum(1))
 
 
 def test_parts_of_a_minibatch_add_up_to_the_whole():
