@@ -30,7 +30,10 @@ from tasks.measure import RewardsSpec, ScoresSpec
 from tasks.merge import MergeSpec
 from tasks.methods import METHODS
 from tasks.policy import Base, base_path, read_record
+from tasks.ppo import PpoSpec
 from tasks.probe import Measured
+from tasks.rewarding import wants_model
+from tasks.rollouts import OnlineSpec
 from tasks.shapes import Shape, of_embedded, of_folder
 from tasks.smollm import NAME, SHA256
 from tasks.train import RowsSpec, TrainSpec
@@ -139,32 +142,82 @@ class _Here:
         return make(self, step) if make else None
 
     def train(self, step: Step) -> Row:
-        """A training stage."""
+        """A stage that trains on rows which are there."""
         spec, execution = cast(RowsSpec, step.spec), self._plan.execution
-        stage, texts = spec.stage, 2 if spec.stage in ("reward", "dpo") else 1
-        split = "texts" if stage == "pretrain" else "train"
-        found = self._texts(step, "data", split, stage, spec.max_length)
+        stage, texts = spec.stage, 2 if spec.stage in ("reward", "dpo", "orpo") else 1
+        found = self._rows_of(step, spec)
         share = max(1, spec.global_batch // execution.processes)
-        sizes = [n for n in range(min(execution.micro_batch or 8, share), 0, -1) if share % n == 0]
         longest = spec.max_length if found is None or stage == "pretrain" else found.longest
-        work = Work(self.device, sizes[0], longest, texts, execution.gradient_checkpointing, sizes[0] < share)
 
-        def need(rows: int) -> Memory:
-            return estimate.training(self.shape, spec.method, stage, replace(work, rows=rows, accumulated=rows < share))
+        def need(work: Work) -> Memory:
+            return estimate.training(self.shape, spec.method, stage, replace(work, texts=texts))
 
-        fitting = estimate.largest(lambda rows: need(rows).total, self.limit, sizes[0], share)
+        memory, rows, fitting = self._cut(need, share, longest)
         tokens, said = _schedule(spec, found, texts)
         checkpointing = execution.gradient_checkpointing
         flops = estimate.flops_per_token(self.shape, spec.method, stage, longest, checkpointing=checkpointing)
         seconds, rate = self._seconds(step, spec, tokens, flops)
-        return Row(step.name, step.state, need(sizes[0]), self.limit, sizes[0], fitting, tokens, said, seconds, rate, longest)
+        return Row(step.name, step.state, memory, self.limit, rows, fitting, tokens, said, seconds, rate, longest)
+
+    def _rows_of(self, step: Step, spec: RowsSpec) -> Tokens | None:
+        """What a stage learns from; of pairs KTO makes two rows each."""
+        if spec.stage != "kto":
+            split = "texts" if spec.stage == "pretrain" else "train"
+            return self._texts(step, "data", split, spec.stage, spec.max_length)
+        if self._plan.data.feedback:
+            return self._texts(step, "data", "train", "feedback", spec.max_length)
+        pairs = self._texts(step, "data", "train", "dpo", spec.max_length)
+        return pairs and pairs._replace(rows=2 * pairs.rows, mean=pairs.mean / 2)
+
+    def _cut(self, need: Callable[[Work], Memory], share: int, longest: int) -> tuple[Memory, int, int | None]:
+        """Memory at the micro-batch that is asked for, that micro-batch, and the largest one that fits."""
+        execution = self._plan.execution
+        sizes = [n for n in range(min(execution.micro_batch or 8, share), 0, -1) if share % n == 0]
+
+        def of(rows: int) -> Memory:
+            return need(Work(self.device, rows, longest, 1, execution.gradient_checkpointing, rows < share))
+
+        return of(sizes[0]), sizes[0], estimate.largest(lambda rows: of(rows).total, self.limit, sizes[0], share)
+
+    def practise(self, step: Step) -> Row:
+        """A stage that samples answers and learns from them; tokens are those of the answers, at most."""
+        spec, execution = cast(OnlineSpec, step.spec), self._plan.execution
+        new, room = spec.max_new_tokens, spec.max_length - spec.max_new_tokens
+        found = self._prompts(step, room)
+        prompt, longest = (found.mean, found.longest + new) if found else (room, spec.max_length)
+        judged = wants_model(spec.rewards)
+        apart = estimate.weights(self._judge, device=self.device, quantised=self._judge_in_4_bits)
+
+        def need(work: Work) -> Memory:
+            if isinstance(spec, PpoSpec):
+                beside = apart if judged and not self._plan.trained_reward else None if judged else 0
+                return estimate.ppo(self.shape, spec.method, work, new=new, judge=beside)
+            written, pulls = min(estimate.ANSWERED[self.device], spec.rollout_batch), bool(cast(Any, spec).beta)
+            judge = apart if judged else 0
+            return estimate.group(self.shape, spec.method, spec.stage, work, new=new, written=written, judge=judge, pulls=pulls)
+
+        memory, rows, fitting = self._cut(need, max(1, spec.global_batch // execution.processes), longest)
+        tokens = float(spec.iterations * spec.rollout_batch * new)
+        flops = estimate.online_flops(
+            self.shape, spec.method, spec.stage, prompt=prompt, new=new,
+            updates=spec.ppo_epochs if isinstance(spec, PpoSpec) else cast(Any, spec).updates,
+            checkpointing=execution.gradient_checkpointing, judged=judged,
+        )  # fmt: skip
+        seconds, rate = self._seconds(step, spec, tokens, flops)
+        said = "at most: answers x max_new_tokens"
+        return Row(step.name, step.state, memory, self.limit, rows, fitting, tokens, said, seconds, rate, longest)
+
+    @property
+    def _judge_in_4_bits(self) -> bool:
+        """Whether the reward model's base is held in 4 bits: it was trained here, on the SFT policy's."""
+        return bool(self._plan.trained_reward) and METHODS[self._plan.sft.method.name].quantised
 
     def answers(self, step: Step) -> Row:
         """Answers to prompts."""
         spec = cast(AnswersSpec, step.spec)
-        found = self._texts(step, "prompts", "prompts", "answers", 10**6)
+        found = self._prompts(step, 10**6)
         prompt, count = (found.longest, found.rows) if found else (_PROMPT, spec.limit)
-        rows = min(32 if self.device == "cpu" else 64, spec.limit or count or 32, count or 32)
+        rows = min(estimate.ANSWERED[self.device], spec.limit or count or 32, count or 32)
         memory = estimate.answering(
             self.shape, self.device, rows=rows, prompt=prompt, new=spec.max_new_tokens, quantised=self._in_4_bits(step)
         )
@@ -184,7 +237,7 @@ class _Here:
     def rewards(self, step: Step) -> Row:
         """Rewards of held-out pairs; of answers only the pairs' length is known beforehand."""
         spec = cast(RewardsSpec, step.spec)
-        quantised = bool(self._plan.trained_reward) and METHODS[self._plan.sft.method.name].quantised
+        quantised = self._judge_in_4_bits
         memory = estimate.scoring(self._judge, self.device, longest=spec.max_length, head=False, quantised=quantised)
         return self._read(step, memory, {"preferences": ("heldout", "reward")}, spec.max_length, spec.limit)
 
@@ -200,7 +253,7 @@ class _Here:
     def probed(self, row: Row, log: Callable[[str], None]) -> Row:
         """The row with what a few real steps took, where the stage can be probed."""
         step = self._steps[row.stage]
-        if not isinstance(step.spec, TrainSpec) or row.rows is None:
+        if not isinstance(step.spec, RowsSpec) or row.rows is None:
             return row
         rows = row.rows if row.fits else row.fitting
         if rows is None:
@@ -236,6 +289,11 @@ class _Here:
             return measured(self.reader, source.artifact.path / f"{split}.parquet", kind, max_length)
         except (DataError, OSError):
             return None
+
+    def _prompts(self, step: Step, max_length: int) -> Tokens | None:
+        """Prompts that are answered: prompts, or those of training pairs."""
+        splits = ("prompts", "train")
+        return next((found for split in splits if (found := self._texts(step, "prompts", split, "answers", max_length))), None)
 
     def _read(self, step: Step, memory: Memory, kinds: dict[str, tuple[str, str]], max_length: int, limit: int | None) -> Row:
         found = {name: self._texts(step, name, *where, max_length) for name, where in kinds.items() if name in step.inputs}
@@ -327,7 +385,8 @@ def _gpu() -> int | None:
 _TRAINED = ("pretrain", "sft", *{row.stage.name for row in ALGORITHMS.values()})
 """stages whose policies are held as they were trained"""
 _ROWS: dict[str, Callable[[_Here, Step], Row]] = {
-    **dict.fromkeys(("pretrain", "sft", "reward", "dpo"), _Here.train),
+    **dict.fromkeys(("pretrain", "sft", "reward", "dpo", "kto", "orpo"), _Here.train),
+    **dict.fromkeys(("grpo", "rloo", "ppo"), _Here.practise),
     "answers": _Here.answers,
     "scores": _Here.scores,
     "rewards": _Here.rewards,

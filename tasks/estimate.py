@@ -6,7 +6,7 @@ the child's resident memory, on a GPU that of torch's allocator.
 
 import os
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -256,6 +256,8 @@ def answering(shape: Shape, device: Device, *, rows: int, prompt: int, new: int,
     return Memory(LIBRARIES[device], _loaded(shape, device, quantised), activations=held, logits=head, cache=int(waste * cache))
 
 
+ANSWERED: Mapping[Device, int] = {"cpu": 32, "cuda": 64}
+"""prompts that are answered at once, see `tasks.training.generate`"""
 SCORED = {"cpu": (64, 2048), "cuda": (256, 32_768)}
 """rows and tokens of a batch of texts, see `tasks.training.score`"""
 _HEAD_ROWS = 256
@@ -295,36 +297,73 @@ class Role:
     """it lives on the policy's base, switched on and off"""
 
 
-def ppo_roles(shape: Shape, method: AnyMethod, work: Work, *, new: int) -> list[Role]:
-    """Policy, value, reward and reference of PPO with `work` in hand and `new` tokens per answer, largest moment of each.
+ROLLOUT_ROWS = 4
+"""answers written at once, for each that is learned from at once: without gradients they need less"""
+_SAMPLED = 4 + 3 * 8
+"""bytes per word and answer while a token is drawn: its logit in float32, and in float64 as a number, a probability and a sum"""
+_SPOKEN = 3
+"""float32 copies of an answer token's logits in an update: themselves, their gradient and a temporary; a tile's worth is not
+saved, because the entropy wants them whole"""
 
-    On one base: value and reward are adapters with a head of one number, the reference is the base with the adapter off.  A
-    method without adapters has four models.  The policy's row has what only one role at a time needs: rollout or update.
+
+def rollout(shape: Shape, work: Work, *, new: int, written: int, quantised: bool) -> Memory:
+    """Peak of sampling `written` answers of `new` tokens at once by the policy itself, beside everything that lives on."""
+    prompt = max(1, work.longest - new)
+    told = answering(shape, work.device, rows=written, prompt=prompt, new=new, quantised=quantised)
+    return Memory(activations=told.activations, logits=_SAMPLED * written * shape.vocabulary, cache=told.cache)
+
+
+def ppo_roles(
+    shape: Shape, method: AnyMethod, work: Work, *, new: int, written: int | None = None, judge: int | None = None
+) -> list[Role]:
+    """Policy, value, reward and reference of PPO with `work` in hand and `new` tokens per answer; together they are the peak.
+
+    On one base: value and reward are adapters with a head of one number, the reference is a frozen copy of the policy's.  A
+    method without adapters has four models.  The policy's row has what only one role at a time needs: the larger of sampling
+    `written` answers and of the policy's update, which needs more than the value model's.  `judge`: bytes of a reward model
+    beside the base; None: it shares it.
     """
     row = METHODS[method.name]
-    update = training(shape, method, "dpo", work)
-    value = training(shape, method, "reward", work)
-    prompt = max(1, work.longest - new)
-    rollout = answering(shape, work.device, rows=work.rows, prompt=prompt, new=new, quantised=row.quantised)
-    policy = replace(update, cache=max(0, rollout.cache - update.activations - update.logits))
-    own = 4 * trained(shape, method, "reward")
+    own, scalar = 4 * trained(shape, method, "ppo"), 4 * trained(shape, method, "reward")
     base = weights(shape, device=work.device, quantised=row.quantised)
     shared = row.adapter
+    spoken = _SPOKEN * 4 * work.rows * new * shape.vocabulary
+    update = replace(training(shape, method, "ppo", replace(work, accumulated=True)), logits=spoken)
+    sampled = rollout(shape, work, new=new, written=written or ROLLOUT_ROWS * work.rows, quantised=row.quantised)
+    learns = update.activations + update.logits > sampled.total
+    moment = Memory(activations=update.activations, logits=update.logits) if learns else sampled
+    policy = replace(update, activations=moment.activations, logits=moment.logits, cache=moment.cache)
+    value = Memory(weights=scalar if shared else base, gradients=scalar, optimiser=2 * scalar)
+    reward = judge if judge is not None else scalar if shared else base
     return [
         Role("policy", policy),
-        Role(
-            "value",
-            Memory(
-                weights=own if shared else base,
-                gradients=value.gradients,
-                optimiser=value.optimiser,
-                activations=value.activations,
-            ),
-            shared,
-        ),
-        Role("reward", Memory(weights=own if shared else base), shared),
-        Role("reference", Memory() if shared else Memory(weights=base), shared),
+        Role("value", value, shared),
+        Role("reward", Memory(weights=reward), shared and judge is None),
+        Role("reference", Memory(weights=own if shared else base), shared),
     ]
+
+
+def ppo(shape: Shape, method: AnyMethod, work: Work, *, new: int, written: int | None = None, judge: int | None = None) -> Memory:
+    """Peak of PPO: its roles together, see `ppo_roles`."""
+    return _sum([role.memory for role in ppo_roles(shape, method, work, new=new, written=written, judge=judge)])
+
+
+def group(
+    shape: Shape, method: AnyMethod, stage: StageName, work: Work, *, new: int, written: int, judge: int = 0, pulls: bool = True
+) -> Memory:
+    """Peak of GRPO and RLOO: the policy, a copy of what it trains if it `pulls`, and `judge` bytes of a reward model beside."""
+    update = training(shape, method, stage, work)
+    sampled = rollout(shape, work, new=new, written=written, quantised=METHODS[method.name].quantised)
+    beside = judge + (4 * trained(shape, method, stage) if pulls else 0)
+    learns = update.activations + update.logits > sampled.total
+    moment = update if learns else replace(
+        update, activations=sampled.activations, logits=sampled.logits, cache=sampled.cache
+    )  # fmt: skip
+    return replace(moment, weights=moment.weights + beside)
+
+
+def _sum(parts: Sequence[Memory]) -> Memory:
+    return Memory(**{name: sum(getattr(part, name) for part in parts) for name in vars(Memory())})
 
 
 def largest(need: Callable[[int], int], limit: int, most: int, share: int) -> int | None:
@@ -393,10 +432,14 @@ def here() -> Rate:
     return Rate(_REACHED * matmul_rate(), "a matrix product on this CPU")
 
 
+_MORE_PASSES: Mapping[str, float] = {"dpo": 1.0, "kto": 2.0}
+"""forward passes beside the one that is learned from: the reference's, and KTO's of answers to other prompts"""
+
+
 def flops_per_token(shape: Shape, method: AnyMethod, stage: StageName, longest: int, *, checkpointing: bool) -> float:
     """Operations per token: 2 per weight forward, 2 for the gradient of activations, 2 for that of trained matrices.
 
-    The reference pass of DPO and the recomputation of checkpointing are forward passes more; attention is 4 per pair of
+    The passes of references and the recomputation of checkpointing are forward passes more; attention is 4 per pair of
     positions and width, halved by causality.
     """
     active = shape.parameters - shape.count(lambda t: ".experts." in t.name) * (1 - shape.active / max(1, shape.experts))
@@ -405,5 +448,20 @@ def flops_per_token(shape: Shape, method: AnyMethod, stage: StageName, longest: 
     forward = 2 * active + 2 * shape.layers * longest * shape.queries
     whole = 2 * min(active, trained(shape, method, stage))
     backward = 0.0 if method.name == "head" else forward
-    again = (1.0 if stage == "dpo" else 0.0) + (1.0 if checkpointing and METHODS[method.name].checkpointing else 0.0)
+    again = _MORE_PASSES.get(stage, 0.0) + (1.0 if checkpointing and METHODS[method.name].checkpointing else 0.0)
     return forward * (1 + again) + backward + whole
+
+
+def online_flops(
+    shape: Shape, method: AnyMethod, stage: StageName, *, prompt: float, new: int, updates: int, checkpointing: bool, judged: bool
+) -> float:
+    """Operations per token of an answer, whose prompt has `prompt` tokens: writing it, being told of it, learning from it.
+
+    Writing reads every weight to multiply few, about a third of the rate of training.  Told: once by each of policy, reference
+    and, for PPO, value model; `judged`: by a reward model.
+    """
+    whole = (prompt + new) / new
+    forward = 2 * shape.parameters
+    told = {"ppo": 3, "grpo": 2, "rloo": 2}[stage] + judged
+    learned = flops_per_token(shape, method, "sft", int(prompt + new), checkpointing=checkpointing)
+    return 3 * forward + whole * (told * forward + updates * learned * (2 if stage == "ppo" else 1))

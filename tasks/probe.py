@@ -99,7 +99,7 @@ def _text(reader: Reader, longest: int, less: int) -> dict[str, Any]:
 
 
 _ROWS: dict[str, Callable[[Reader, int, int], dict[str, Any]]] = {
-    "pretrain": _text, "sft": _instruction, "reward": _pair, "dpo": _pair,
+    "pretrain": _text, "sft": _instruction, "reward": _pair, "dpo": _pair, "kto": _pair, "orpo": _pair,
 }  # fmt: skip
 """stage -> a row of its data"""
 

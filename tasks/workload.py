@@ -105,6 +105,10 @@ def _pair(reader: Reader, row: dict[str, Any]) -> list[int]:
     return [len(reader.ids([*row["prompt"], {"role": "assistant", "content": row[side]}])) for side in ("chosen", "rejected")]
 
 
+def _verdict(reader: Reader, row: dict[str, Any]) -> list[int]:
+    return [len(reader.ids([*row["prompt"], {"role": "assistant", "content": row["answer"]}]))]
+
+
 def _prompt(reader: Reader, row: dict[str, Any]) -> list[int]:
     return [len(reader.ids(row["prompt"]))]
 
@@ -114,7 +118,8 @@ def _text(reader: Reader, row: dict[str, Any]) -> list[int]:
 
 
 _TEXTS: dict[str, Callable[[Reader, dict[str, Any]], list[int]]] = {
-    "pretrain": _text, "sft": _conversation, "reward": _pair, "dpo": _pair, "answers": _prompt, "texts": _text,
+    "pretrain": _text, "sft": _conversation, "reward": _pair, "dpo": _pair, "orpo": _pair, "feedback": _verdict,
+    "answers": _prompt, "texts": _text,
 }  # fmt: skip
 
 

@@ -180,17 +180,61 @@ def test_the_heads_tiles_do_not_grow_with_the_batch():
 
 def test_ppos_roles_share_one_base_under_adapters_and_have_four_without():
     shape, work = of_parameters(1e9), Work(device="cuda", rows=4, longest=512)
-    shared = {role.name: role for role in estimate.ppo_roles(shape, tiny_method("lora"), work, new=128)}
+    lora = tiny_method("lora")
+    shared = {role.name: role for role in estimate.ppo_roles(shape, lora, work, new=128)}
     apart = {role.name: role for role in estimate.ppo_roles(shape, tiny_method("full"), work, new=128)}
     assert list(shared) == list(apart) == ["policy", "value", "reward", "reference"]
-    assert shared["reference"].memory == Memory()
-    assert shared["reward"].memory.total == 4 * trained(shape, tiny_method("lora"), "reward")
+    adapter, scalar = 4 * trained(shape, lora, "ppo"), 4 * trained(shape, lora, "reward")
+    assert shared["reference"].memory == Memory(weights=adapter)
+    assert shared["reward"].memory == Memory(weights=scalar)
+    assert shared["value"].memory == Memory(weights=scalar, gradients=scalar, optimiser=2 * scalar)
     assert apart["reference"].memory.weights == apart["reward"].memory.weights == 2 * shape.parameters
     assert [role.shares_base for role in shared.values()] == [False, True, True, True]
     assert not any(role.shares_base for role in apart.values())
-    assert shared["value"].memory.optimiser == 8 * trained(shape, tiny_method("lora"), "reward")
     assert sum(role.memory.weights for role in shared.values()) < 1.1 * 2 * shape.parameters
     assert sum(role.memory.weights for role in apart.values()) > 4 * 2 * shape.parameters
+
+
+def test_ppo_needs_what_its_roles_need_together_and_a_reward_model_beside_in_full():
+    shape, work, lora = of_parameters(1e9), Work(rows=4, longest=512), tiny_method("lora")
+    roles = estimate.ppo_roles(shape, lora, work, new=128)
+    assert estimate.ppo(shape, lora, work, new=128).total == sum(role.memory.total for role in roles)
+    beside = {role.name: role for role in estimate.ppo_roles(shape, lora, work, new=128, judge=10**9)}
+    assert (beside["reward"].memory, beside["reward"].shares_base) == (Memory(weights=10**9), False)
+    assert [role.name for role in beside.values() if role.shares_base] == ["value", "reference"]
+
+
+def test_the_larger_of_sampling_and_learning_counts():
+    shape, work, lora = of_parameters(135e6), Work(rows=1, longest=256), tiny_method("lora")
+    few, many = (estimate.ppo(shape, lora, work, new=200, written=rows) for rows in (1, 256))
+    assert few.cache == 0
+    assert few.logits == 3 * 4 * 200 * shape.vocabulary
+    assert many.cache > 256 * 256 * shape.layers * 2 * shape.keys * 4
+    assert many.logits == (4 + 3 * 8) * 256 * shape.vocabulary
+    assert many.total > few.total
+    grouped = [estimate.group(shape, lora, "grpo", work, new=200, written=rows) for rows in (1, 256)]
+    assert [memory.cache for memory in grouped] == [0, many.cache]
+
+
+def test_a_group_needs_its_reference_and_its_reward_model_beside_the_policy():
+    shape, work, lora = of_parameters(135e6), Work(rows=4, longest=256), tiny_method("lora")
+    alone = estimate.group(shape, lora, "rloo", work, new=64, written=4, pulls=False)
+    assert alone == estimate.training(shape, lora, "rloo", work)
+    whole = estimate.group(shape, lora, "rloo", work, new=64, written=4, judge=7)
+    assert whole.total - alone.total == 7 + 4 * trained(shape, lora, "rloo")
+
+
+def test_a_token_of_an_answer_costs_writing_telling_and_learning():
+    shape, lora = of_parameters(135e6), tiny_method("lora")
+
+    def of(stage, updates):
+        return estimate.online_flops(
+            shape, lora, stage, prompt=64, new=32, updates=updates, checkpointing=False, judged=True
+        ) / (2 * shape.parameters)  # fmt: skip
+
+    # written: 3; told: (3 or 2) + 1 passes of 3 tokens per answer token; learned: 2 passes of 3 tokens, for PPO twice
+    assert of("ppo", 2) == pytest.approx(3 + 3 * 4 + 2 * 2 * 3 * 2, rel=0.05)
+    assert of("grpo", 1) == pytest.approx(3 + 3 * 3 + 1 * 3 * 2, rel=0.05)
 
 
 def test_the_largest_micro_batch_divides_the_batch_and_fits():
@@ -207,6 +251,7 @@ def test_lora_multiplies_a_third_less_than_full_and_dpo_a_pass_more():
 
     assert of("full", "sft") == pytest.approx(6 * shape.parameters, rel=1e-3)
     assert of("lora", "sft") == pytest.approx(4 * shape.parameters, rel=0.02)
+    assert of("lora", "kto") == pytest.approx(8 * shape.parameters, rel=0.02)
     assert of("lora", "dpo") == of("lora", "sft", again=True) == pytest.approx(6 * shape.parameters, rel=0.02)
 
 

@@ -88,7 +88,7 @@ def prepare(plan_path: Path, load: Load, folder: Path, *overrides: str) -> Lesso
     asked = [
         "policy.learning_rate=1e-5", f"policy.rollout_batch={load.rollout}", f"policy.global_batch={load.rollout}",
         f"policy.ppo_epochs={load.epochs}", f"policy.iterations={load.iterations}", f"policy.max_new_tokens={load.answer}",
-        f"policy.min_new_tokens={load.answer}", f"policy.max_length={load.prompt + load.answer}",
+        f"policy.min_new_tokens={load.answer - 1}", f"policy.max_length={load.prompt + load.answer}",
         "policy.stop={kl: null, fall: null}", f"execution.micro_batch={load.micro}", f"execution.threads={load.threads}",
         "execution.parallel=1",
     ]  # fmt: skip

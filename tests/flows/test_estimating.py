@@ -33,6 +33,48 @@ def test_every_stage_that_loads_a_model_has_a_row_and_nothing_is_built(unbuilt):
     assert not any((unbuilt.store / kind).exists() for kind in ("policy", "instructions"))
 
 
+ONLINE = {"iterations": 2, "rollout_batch": 8, "global_batch": 4, "max_length": 64, "max_new_tokens": 16}
+
+
+def estimated(unbuilt, **policy):
+    """Stage -> its row, for a policy that is asked for like this."""
+    asked = json.dumps(policy)
+    return {row["stage"]: row for row in json.loads(unbuilt.align("estimate", "plan.yaml", "--json", "--set", f"policy={asked}"))}
+
+
+@pytest.mark.parametrize("algorithm", ["ppo", "grpo", "rloo"])
+def test_sampling_and_learning_have_a_row_and_what_loads_no_model_has_none(unbuilt, algorithm):
+    rows = estimated(unbuilt, algorithm=algorithm, **ONLINE)
+    assert not {"health", "clearance"} & set(rows)
+    assert {"answers-practice", "rewards-practice", algorithm} <= set(rows)
+    row = rows[algorithm]
+    assert (row["micro_batch"], row["largest_micro_batch"]) == (4, 4)
+    assert (row["tokens"], row["tokens_from"]) == (2 * 8 * 16, "at most: answers x max_new_tokens")
+    assert row["seconds"] > 0
+    assert sum(value for name, value in row["memory"].items() if name != "total") == row["memory"]["total"]
+
+
+def test_rules_alone_need_less_memory_than_a_reward_model(unbuilt):
+    rules = [{"rule": "finished"}]
+    for algorithm in ("ppo", "grpo"):
+        judged, ruled = (estimated(unbuilt, algorithm=algorithm, **ONLINE, **more) for more in ({}, {"rewards": rules}))
+        assert ruled[algorithm]["memory"]["weights"] < judged[algorithm]["memory"]["weights"]
+        assert "answers-practice" not in ruled
+
+
+@pytest.mark.parametrize(("algorithm", "texts"), [("kto", 1), ("orpo", 2)])
+def test_relatives_of_dpo_are_estimated_as_they_read(unbuilt, algorithm, texts):
+    row = estimated(unbuilt, algorithm=algorithm, max_steps=2, global_batch=4, max_length=64)[algorithm]
+    assert row["tokens"] == 2 * 4 * 64 * texts
+
+
+def test_every_round_of_online_dpo_has_its_answers_its_rewards_and_its_training(unbuilt):
+    rows = estimated(unbuilt, algorithm="online_dpo", rounds=2, max_length=64, max_new_tokens=16, global_batch=4)
+    assert [name for name in rows if "round" in name] == [
+        f"{what}-round-{number}" for number in (1, 2) for what in ("answers", "rewards", "dpo")
+    ]
+
+
 def test_a_micro_batch_that_does_not_fit_is_said_with_the_one_that_would():
     memory = Memory(libraries=700_000_000, activations=900_000_000)
     row = Row("sft", "missing", memory, 10**9, 8, 2, None, "", None, "")
