@@ -34,7 +34,10 @@ def aligned(plan: Plan, build: Build, sft: Any, reward_model: Any, held_out: dic
         made["practice"] = practice
     else:
         practice = held_out["preferences"]
-    rewarded = cleared(plan, asked, build, sft, reward_model, practice, held_out) if wants_model(asked.rewards) else {}
+    rewarded: dict[str, Any] = {}
+    if wants_model(asked.rewards):
+        made |= cleared(plan, asked, build, sft, reward_model, practice, held_out["preferences"])
+        rewarded = {"reward_model": reward_model, "clearance": made["clearance"]}
     if isinstance(asked, OnlineDpoSpec):
         return {**made, **rounds(asked, build, sft, practice, rewarded)}
     given = {"policy": sft, "prompts": practice, **rewarded}
@@ -50,22 +53,16 @@ def cleared(
     sft: Any,  # noqa: ANN401
     reward_model: Any,  # noqa: ANN401
     practice: Any,  # noqa: ANN401
-    held_out: dict[str, Any],
+    pairs: Any,  # noqa: ANN401
 ) -> dict[str, Any]:
-    """The reward model and the clearance to learn from it, as inputs: its health is measured on pairs and on answers of `sft`."""
+    """The clearance to learn from the reward model, and what it rests on: scores of held-out pairs and of answers of `sft`."""
     spec = AnswersSpec(
         max_new_tokens=asked.max_new_tokens, temperature=asked.temperature, seed=asked.seed, limit=plan.health.answers
     )
     answers = build(ANSWERS, spec, {"policy": sft, "prompts": practice}, name="answers-practice")
-    pairs = held_out["preferences"]
     judged = {"reward_model": reward_model, "preferences": pairs, "answers_sft": answers}
     scores = build(REWARDS, plan.evaluation.rewards, judged, name="rewards-practice")
-    seen = {
-        "scores": scores,
-        "answers": answers,
-        "reward_model": reward_model,
-        "policy": sft,
-        "preferences": held_out["preferences"],
-    }
+    seen = {"scores": scores, "answers": answers, "reward_model": reward_model, "policy": sft, "preferences": pairs}
     health = build(HEALTH, plan.health, seen)
-    return {"reward_model": reward_model, "clearance": build(CLEARANCE, plan.health.clearance(), {"health": health})}
+    clearance = build(CLEARANCE, plan.health.clearance(), {"health": health})
+    return {"practice_answers": answers, "practice_rewards": scores, "health": health, "clearance": clearance}
