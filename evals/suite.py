@@ -127,23 +127,23 @@ class Suite(Asked):
         return Asked(**{name: getattr(self, name) for name in Asked.model_fields})
 
 
-def names(folder: Path = FOLDER) -> list[str]:
+def names(folder: Path | None = None) -> list[str]:
     """All suites there are, sorted.
 
     >>> "ifeval" in names()
     True
     """
-    return sorted(path.stem for path in folder.glob("*.yaml"))
+    return sorted(path.stem for path in (folder or FOLDER).glob("*.yaml"))
 
 
-def text(name: str, folder: Path = FOLDER) -> str:
+def text(name: str, folder: Path | None = None) -> str:
     """The text of suite `name`: part of the identity of what is measured with it.  Raises SpecError, with near names."""
     if name not in (known := names(folder)):
         raise SpecError(f"{name}: no such suite{modules.nearest(name, known)}; yours would be evals/suites/{name}.yaml")
-    return (folder / f"{name}.yaml").read_text(encoding="utf-8")
+    return ((folder or FOLDER) / f"{name}.yaml").read_text(encoding="utf-8")
 
 
-def suite(name: str, folder: Path = FOLDER) -> Suite:
+def suite(name: str, folder: Path | None = None) -> Suite:
     """The suite `name`.  Raises SpecError for one that is not there or not right."""
     return _read(name, text(name, folder))
 

@@ -8,6 +8,7 @@ import time
 from pathlib import Path
 
 import pytest
+from endpoint import serve  # noqa: F401  a fixture
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
