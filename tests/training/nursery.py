@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch._dynamo  # what the first optimiser of each child would import
 
 import tasks.training.ppo
 import tasks.training.rollout

@@ -62,7 +62,7 @@ def test_a_target_steers_the_pull(studio):
 # -- what a result depends on
 
 
-@pytest.mark.parametrize("more", [{}, MODEL], ids=["rules", "reward model"])
+@pytest.mark.parametrize("more", [{}, pytest.param(MODEL, marks=pytest.mark.slow)], ids=["rules", "reward model"])
 def test_four_answers_at_once_equal_one_answer_four_times(studio, more):
     reward = studio.reward_model() if more else None
     outs = {}
@@ -83,7 +83,12 @@ def test_gradient_checkpointing_changes_nothing(studio):
 
 
 @pytest.mark.parametrize(
-    ("sft", "method"), [("lora", "lora"), ("full", "dora"), ("lora_plus", "lora_plus"), ("rslora", "rslora"), ("qlora", "qlora")]
+    ("sft", "method"),
+    [
+        ("lora", "lora"),
+        ("qlora", "qlora"),
+        *(pytest.param(*names, marks=pytest.mark.slow) for names in (("full", "dora"), ("lora_plus",) * 2, ("rslora",) * 2)),
+    ],
 )
 def test_every_low_rank_method_starts_at_a_ratio_of_one_and_leaves_a_policy_that_loads(studio, sft, method):
     policy = studio.sft(sft)
@@ -147,6 +152,7 @@ def test_the_curve_has_a_row_per_step_with_the_numbers_worth_watching(studio):
     assert (metrics["answers"], metrics["iterations"]) == (16, 2)
 
 
+@pytest.mark.slow
 def test_enough_movement_leaves_the_rest_of_an_iteration_out(studio):
     run = studio.run()
     out, _ = studio.practise(spec(learning_rate=0.05, warmup=0.0, early_stop=1e-4), run=run)
@@ -163,6 +169,7 @@ def test_enough_movement_leaves_the_rest_of_an_iteration_out(studio):
     assert distance(once, wanted) == 0.0  # what is left out moves nothing
 
 
+@pytest.mark.slow
 def test_the_entropy_bonus_keeps_the_policy_broader(studio):
     fields = {"iterations": 4, "learning_rate": 1e-2}
     plain, _ = studio.practise(spec(**fields))
