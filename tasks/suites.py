@@ -190,14 +190,15 @@ def _instructions(kinds: object, arguments: object) -> str:
 
 
 def _choices(choices: object, gold: object) -> tuple[list[str], int]:
-    texts = cast(list[object], choices) if isinstance(choices, list) else []
-    if len(texts) < 2 or not all(isinstance(text, str) and text.strip() for text in texts):
-        raise ValueError(f"choices are {choices!r:.60}, not two texts or more")
-    if len(set(texts)) < len(texts):
-        raise ValueError(f"two choices are one text: {choices!r:.60}")
+    """The different texts among `choices`, for public data says some twice, and the place of the right one."""
+    given = cast(list[object], choices) if isinstance(choices, list) else []
+    texts = [text.strip() for text in given if isinstance(text, str) and text.strip()]
+    if len(texts) < len(given) or len(set(texts)) < 2:
+        raise ValueError(f"choices are {choices!r:.60}, not two different texts or more")
     if isinstance(gold, bool) or not isinstance(gold, int) or not 0 <= gold < len(texts):
         raise ValueError(f"gold is {gold!r:.40}, not the place of one of {len(texts)} choices from 0")
-    return [cast(str, text).strip() for text in texts], gold
+    distinct = list(dict.fromkeys(texts))
+    return distinct, distinct.index(texts[gold])
 
 
 def _cell(row: Mapping[str, object], column: str) -> object:
