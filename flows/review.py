@@ -124,7 +124,8 @@ def _print(text: str, decisions: Sequence[Decision], *, whole: bool = False) -> 
     """The page in a terminal: without its pictures, and without the gates where a better table has shown them."""
     from rich.markdown import Markdown
 
-    text = re.sub(r"!\[([^\]]*)\]\(data:[^)]*\)", "", text).replace("<br>", " / ").replace("&nbsp;", " ")
+    text = re.sub(r"!\[([^\]]*)\]\(data:[^)]*\)", "", text)
+    text = re.sub(r"(?<=[_.])<br>", "", text).replace("<br>", " ")
     if not whole:
         _, _, rest = text.partition("### Gates")
         text = rest[rest.index("\n### ") :] if "\n### " in rest else ""

@@ -118,7 +118,8 @@ class Reviewing:
         no = f"{plan.name}: {no}"
         text = page(plan.name, asked.channel, artifacts, champion_of(self._store, asked.channel))
         evidence = keep_evidence(self._store, text)
-        create_markdown_artifact(text, key=artifact_key(plan.name, "review"), description="what a person decides on")
+        key = artifact_key(plan.name, "review")
+        create_markdown_artifact(text, key=key, description="what a person decides on")
         if not deployment.id or flow_run.parent_flow_run_id:  # pyright: ignore[reportAttributeAccessIssue]
             raise Undecided(no)
         subject = Subject.of(artifacts["verdict"], artifacts["policy"])
@@ -135,7 +136,7 @@ class Reviewing:
             until=until.isoformat(timespec="seconds"),
         )  # fmt: skip
         ask(self._store, question)
-        form = Review.with_initial_data(description=text)
+        form = Review.with_initial_data(description=f"[Read this in a wide page](/artifacts/key/{key})\n\n{text}")
         suspend_flow_run(wait_for_input=form, timeout=max(1, round(asked.review_days * 86_400)), key=question.key)
         raise GateError(f"{no}; the server did not suspend this run")
 

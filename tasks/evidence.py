@@ -6,6 +6,9 @@ verdict.  Pictures are data URIs, so that the page asks no other address for any
 
 import base64
 import json
+import re
+import textwrap
+import unicodedata
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -13,14 +16,14 @@ from pathlib import Path
 from typing import Any
 
 from evals.estimates import metric
-from evals.report import MARKS, rows
+from evals.report import rows
 from evals.scores import Scores
 from tasks.core.errors import AlignError
 from tasks.core.lineage import Trace, trace_among
 from tasks.core.spec import Json, differences
 from tasks.core.store import Artifact, Store
 from tasks.judge import VERDICT_FILE
-from tasks.present import shown, training
+from tasks.present import training
 from tasks.release import RELEASE_FILE, outline
 from tasks.review import Subject, inert
 from tasks.tables import ANSWERS_FILE, answer_item, read_rows
@@ -32,6 +35,8 @@ MOST_BYTES = 500_000
 _PROMPT, _ANSWER = 400, 700
 """characters of a prompt and of an answer that are shown"""
 _DATA = ("instructions", "preferences", "feedback", "prompts", "texts", "labelled")
+_COLUMN = 20
+"""characters on a line of a table with two columns, so that both are seen in the form"""
 _LINES = 40
 """of differences"""
 
@@ -100,34 +105,35 @@ def champion_of(store: Store, channel: str) -> dict[str, Any] | None:
 
 def _ask(plan: str, channel: str, verdict: Mapping[str, Any], policy: Artifact, champion: Mapping[str, Any] | None) -> str:
     counts = Counter(gate["verdict"] for gate in verdict["gates"])
-    said = ", ".join(f"{MARKS[name]} {counts[name]} {word}" for name, word in _COUNTED.items() if counts[name])
+    said = ", ".join(f"{counts[name]} {word}" for name, word in _COUNTED.items() if counts[name])
     why = _OPEN if verdict["verdict"] == "review" else _ALWAYS
-    now = f"release `{champion['key'][:12]}`" if champion else "nothing yet"
+    now = f"release `{champion['key'][:12]}`" if champion else "nothing"
     lines = [
-        f"## Release **{inert(plan)}** to **{inert(channel)}**?",
-        f"**{said}.**  {why}",
-        f"Approved, `{channel}` moves from {now} to policy `{policy.key[:12]}`.  Rejected, it stays where it is.",
+        f"## Release {inert(plan)} to {inert(channel)}?",
+        f"**Gates: {said}.** {why}",
+        f"Approved, `{channel}` moves from {now} to policy `{policy.key[:12]}`. Rejected, it stays where it is.",
     ]
     return "\n\n".join(lines)
 
 
-_COUNTED = {"pass": "passed", "review": "undecided", "fail": "failed"}
-_OPEN = "The measurements leave open whether the undecided bounds hold, so a person decides."
+_COUNTED = {"review": "open", "fail": "failed", "pass": "passed"}
+_OPEN = "The measurements leave open whether the open ones hold, so a person decides."
 _ALWAYS = "Every gate holds, and this plan asks a person all the same."
 
 
 def _gates(verdict: Mapping[str, Any]) -> str:
-    lines = ["### Gates", "", "| gate | need | found | interval |", "|---|---|---|---|"]
-    found = rows(verdict)
-    for row in found:
-        found_cell = f"**{row['found']}** (n={row['n']})"
-        interval = f"{row['interval'].replace(' ', '&nbsp;')} {row['at']}"
-        lines.append(f"| {row['']}&nbsp;{row['metric']} | {_cell(row['need'])} | {found_cell} | {interval} |")
-    lines += ["", *_picture("where each interval lies", _chart(verdict["gates"]))]
-    lines += [f"- {inert(row['metric'])}: {inert(row['note'])}" for row in found if row["note"]]
+    lines = ["### Gates", "", *_picture("intervals and bounds", _chart(verdict["gates"])), "| gate | found |", "|---|---|"]
+    for gate, row in zip(verdict["gates"], rows(verdict), strict=True):
+        asked = "<br>".join(f"{inert(line)}" for text in (f"need {row['need']}", row["note"]) for line in _wrapped(text) if line)
+        asked = f"**{_name(row['metric'])}**<br>{asked}"
+        found = f"**{_SAID[gate['verdict']]}**: {row['found']}<br>{row['interval']}<br>at {row['at']}, n={row['n']}"
+        lines.append(f"| {asked} | {found} |")
     if verdict["verdict"] != "pass":
-        lines += ["", *(f"> {inert(reason)}\n" for reason in verdict["reasons"])]
-    return "\n".join(lines).rstrip()
+        lines += ["", *(f"- {inert(reason)}" for reason in verdict["reasons"])]
+    return "\n".join(lines)
+
+
+_SAID = {"pass": "passed", "review": "open", "fail": "failed"}
 
 
 def _changes(channel: str, mine: Sequence[Mapping[str, Any]], champion: Mapping[str, Any] | None) -> str:
@@ -135,7 +141,7 @@ def _changes(channel: str, mine: Sequence[Mapping[str, Any]], champion: Mapping[
     if champion is None:
         return f"{title}\n\nThere is none: this would be the first release in `{channel}`."
     changed, followed = changes(champion["lineage"], mine)
-    lines = [f"- **{inert(stage)}** {inert(line)}" for stage, line in changed[:_LINES]] or ["Nothing that was asked for."]
+    lines = [f"- **{inert(stage)}** {inert(_soft(line))}" for stage, line in changed[:_LINES]] or ["Nothing that was asked for."]
     if len(changed) > _LINES:
         lines.append(f"- and {len(changed) - _LINES} more; `align diff` shows all")
     if followed:
@@ -185,22 +191,24 @@ def _short(part: Mapping[str, Any], name: str) -> str:
 
 
 def _rows(inputs: Mapping[str, Artifact]) -> str:
-    lines = ["### Rows", "", "| data | rows in | kept | refused |", "|---|---:|---:|---:|"]
+    lines = ["### Rows", "", "| data | in | kept | refused |", "|---|---:|---:|---:|"]
+    refused: list[str] = []
     for artifact in {one.key: one for one in inputs.values() if one.kind in _DATA}.values():
-        found = artifact.metrics
-        if {"rows_in", "rows_kept", "rows_quarantined"} <= found.keys():
-            kept = f"{shown(found['rows_kept'])} ({int(str(found['rows_kept'])) / max(1, int(str(found['rows_in']))):.0%})"
-            lines.append(f"| {artifact.kind} | {shown(found['rows_in'])} | {kept} | {_refused(artifact)} |")
-    return "\n".join(lines) if len(lines) > 4 else ""
+        found = {name: int(str(artifact.metrics.get(f"rows_{name}") or 0)) for name in ("in", "kept", "quarantined")}
+        if found["in"]:
+            share = f"{found['kept']:,} ({found['kept'] / found['in']:.0%})"
+            lines.append(f"| {artifact.kind} | {found['in']:,} | {share} | {found['quarantined']:,} |")
+            refused += _refused(artifact)
+    return "\n".join([*lines, "", *refused]).rstrip() if len(lines) > 4 else ""
 
 
-def _refused(artifact: Artifact) -> str:
-    """How many rows, and by which rules most."""
+def _refused(artifact: Artifact) -> list[str]:
+    """By which rules most of its rows were."""
     path = artifact.path / "report.json"
     rules: list[dict[str, Any]] = json.loads(path.read_text(encoding="utf-8")).get("rules", []) if path.is_file() else []
-    most = sorted((rule for rule in rules if rule["records"]), key=lambda rule: -rule["records"])[:3]
+    most = sorted((rule for rule in rules if rule["records"]), key=lambda rule: -rule["records"])[:5]
     named = ", ".join(f"{inert(str(rule['rule']))} {rule['records']:,}" for rule in most)
-    return shown(artifact.metrics["rows_quarantined"]) + (f" ({named})" if named else "")
+    return [f"- refused of {artifact.kind}: {named}"] if named else []
 
 
 def _answers(verdict: Mapping[str, Any], inputs: Mapping[str, Artifact]) -> str:
@@ -220,11 +228,11 @@ def _answers(verdict: Mapping[str, Any], inputs: Mapping[str, Artifact]) -> str:
 
 def _side_by_side(number: int, sample: Sample, against: str) -> Iterator[str]:
     mine, theirs = sample.scores
-    yield f"**{number}.** {_shortened(sample.prompt, _PROMPT)}"
+    yield f"**{number}.** ({mine - theirs:+.3g}) {_shortened(sample.prompt, _PROMPT)}"
     yield ""
-    yield f"| candidate: {mine:.3g} ({sample.gain:+.3g}) | {against}: {theirs:.3g} |"
+    yield f"| candidate {mine:.3g} | {against} {theirs:.3g} |"
     yield "|---|---|"
-    yield f"| {_shortened(sample.candidate, _ANSWER)} | {_shortened(sample.other, _ANSWER)} |"
+    yield f"| {_shortened(sample.candidate, _ANSWER, column=True)} | {_shortened(sample.other, _ANSWER, column=True)} |"
 
 
 def samples(verdict: Mapping[str, Any], folders: Mapping[str, Path]) -> Samples | None:
@@ -271,10 +279,34 @@ def _prompt(row: Mapping[str, Any]) -> str:
     return turns[-1]["content"] if len(turns) == 1 else "\n".join(f"{turn['role']}: {turn['content']}" for turn in turns)
 
 
-def _shortened(text: str, most: int) -> str:
+def _shortened(text: str, most: int, *, column: bool = False) -> str:
+    """At most `most` characters, on lines of a `column` of a table."""
     text = text.strip()
-    more = f" … ({len(text) - most:,} more characters)" if len(text) > most else ""
-    return "<br>".join(inert(line) for line in text[:most].splitlines()) + more if text else "(nothing)"
+    if not text:
+        return "*nothing*"
+    lines = [wrapped for line in text[:most].splitlines() for wrapped in (_wrapped(line) if column else [_soft(line)])]
+    return "<br>".join([*map(inert, lines), *([f"*… {len(text) - most:,} more characters*"] if len(text) > most else [])])
+
+
+def _wrapped(line: str) -> list[str]:
+    """`line` in pieces as wide as half a form on a phone: Prefect's pages break no line inside a table, and widen for it."""
+    wide = sum(unicodedata.east_asian_width(character) in "WF" for character in line)
+    return textwrap.wrap(line, _COLUMN // 2 if 2 * wide > len(line) else _COLUMN) or [""]
+
+
+def _name(metric: str) -> str:
+    """The name of a metric on such lines, broken after its underscores and dots."""
+    lines = [""]
+    for part in re.split(r"(?<=[_.])", metric):
+        if len(lines[-1]) + len(part) > _COLUMN:
+            lines.append("")
+        lines[-1] += part
+    return "<br>".join(filter(None, lines))
+
+
+def _soft(line: str) -> str:
+    """`line` with places to break in words that would widen the page."""
+    return re.sub(r"(\S{30})(?=\S)", "\\1\u200b", line)
 
 
 def _training(policy: Trace) -> str:
@@ -298,47 +330,45 @@ def _made_of(policy: Trace) -> str:
     return "\n".join(["### Made of", "", *outline(policy)])
 
 
-def _cell(text: str) -> str:
-    return " ".join(text.replace("|", "\\|").split())
-
-
 def _picture(about: str, svg: str) -> list[str]:
     return [f"![{about}](data:image/svg+xml;base64,{base64.b64encode(svg.encode()).decode()})", ""] if svg else []
 
 
 _INK = {"pass": "#16a34a", "review": "#d97706", "fail": "#dc2626"}
+_WIDE, _TALL = 440, 58
+"""of a gate's line: as wide as the form, so that its text is read at its own size there"""
 
 
 def _chart(gates: Sequence[Mapping[str, Any]]) -> str:
-    """Intervals and bounds, a line a gate, each on its own scale: green is where the bound allows it to be."""
-    width, left, height = 640, 210, 44
-    lines: list[str] = []
-    for i, gate in enumerate(gates):
-        bounds = [(name, gate[name]) for name in ("at_least", "at_most") if gate[name] is not None]
-        numbers = [gate["low"], gate["high"], gate["estimate"], *(bound for _, bound in bounds)]
-        low, high = min(numbers), max(numbers)
-        pad = 0.15 * ((high - low) or abs(high) or 1)
-        low, high = low - pad, high + pad
-
-        def x(value: float, low: float = low, high: float = high) -> float:
-            return left + (width - left - 8) * (value - low) / (high - low)
-
-        y = i * height + height / 2
-        start = next((x(bound) for name, bound in bounds if name == "at_least"), left)
-        end = next((x(bound) for name, bound in bounds if name == "at_most"), width - 8)
-        lines.append(f'<text x="0" y="{y + 5:.0f}" fill="#808080">{_xml(gate["metric"])}</text>')
-        lines.append(f'<rect x="{left}" y="{y - 12:.0f}" width="{width - left - 8}" height="24" fill="#8080801f"/>')
-        lines.append(f'<rect x="{start:.1f}" y="{y - 12:.0f}" width="{max(0, end - start):.1f}" height="24" fill="#16a34a33"/>')
-        lines += [f'<line x1="{x(b):.1f}" x2="{x(b):.1f}" y1="{y - 15:.0f}" y2="{y + 15:.0f}" class="bound"/>' for _, b in bounds]
-        ink = _INK[gate["verdict"]]
-        lines.append(
-            f'<line x1="{x(gate["low"]):.1f}" x2="{x(gate["high"]):.1f}" y1="{y}" y2="{y}" stroke="{ink}" stroke-width="5"/>'
-            f'<circle cx="{x(gate["estimate"]):.1f}" cy="{y}" r="6" fill="{ink}"/>'
-        )
-    size = f'width="{width}" height="{height * len(gates)}" viewBox="0 0 {width} {height * len(gates)}"'
-    style = "<style>text{font:14px sans-serif}.bound{stroke:#808080;stroke-width:2;stroke-dasharray:3 2}</style>"
+    """Intervals and bounds, each gate on its own scale: green ground is where the bounds allow the whole interval to lie."""
+    lines = [line for i, gate in enumerate(gates) for line in _drawn(gate, i * _TALL)]
+    size = f'width="{_WIDE}" height="{_TALL * len(gates)}" viewBox="0 0 {_WIDE} {_TALL * len(gates)}"'
+    style = "<style>text{font:14px sans-serif;fill:#808080}.bound{stroke:#808080;stroke-width:2;stroke-dasharray:3 2}</style>"
     return f'<svg xmlns="http://www.w3.org/2000/svg" {size}>{style}{"".join(lines)}</svg>' if gates else ""
 
 
+def _drawn(gate: Mapping[str, Any], top: int) -> Iterator[str]:
+    bounds = {name: gate[name] for name in ("at_least", "at_most") if gate[name] is not None}
+    known = [number for number in (gate["low"], gate["estimate"], gate["high"], *bounds.values()) if number is not None]
+    low, high = min(known), max(known)
+    pad = 0.12 * ((high - low) or abs(high) or 1)
+
+    def x(value: float) -> float:
+        return _WIDE * (value - low + pad) / (high - low + 2 * pad)
+
+    y, ink = top + 36, _INK[gate["verdict"]]
+    start, end = x(bounds["at_least"]) if "at_least" in bounds else 0, x(bounds["at_most"]) if "at_most" in bounds else _WIDE
+    yield f'<text x="0" y="{top + 16}">{_xml(gate["metric"])}: {_xml(gate["demand"])}</text>'
+    yield f'<text x="{_WIDE}" y="{top + 16}" text-anchor="end" style="fill:{ink}">{_SAID[gate["verdict"]]}</text>'
+    yield f'<rect x="0" y="{y - 11}" width="{_WIDE}" height="22" fill="#8080801f"/>'
+    yield f'<rect x="{start:.1f}" y="{y - 11}" width="{max(0.0, end - start):.1f}" height="22" fill="#16a34a33"/>'
+    for bound in bounds.values():
+        yield f'<line x1="{x(bound):.1f}" x2="{x(bound):.1f}" y1="{y - 14}" y2="{y + 14}" class="bound"/>'
+    left, right = (edge if gate[name] is None else x(gate[name]) for name, edge in (("low", 0.0), ("high", float(_WIDE))))
+    yield f'<line x1="{left:.1f}" x2="{right:.1f}" y1="{y}" y2="{y}" stroke="{ink}" stroke-width="5"/>'
+    if gate["estimate"] is not None:
+        yield f'<circle cx="{x(gate["estimate"]):.1f}" cy="{y}" r="6" fill="{ink}"/>'
+
+
 def _xml(text: str) -> str:
-    return text.replace("&", "&amp;").replace("<", "&lt;")
+    return text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")

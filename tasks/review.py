@@ -28,6 +28,8 @@ MIN_NAME = 2
 MIN_WHY = 3
 _LONGEST = 2000
 """characters of a reason; more is a document, and belongs elsewhere"""
+_UNPRINTED = "[\x00-\x08\x0b-\x1f\x7f\u202a-\u202e\u2066-\u2069]"
+"""control characters, and those that turn the direction of what follows"""
 DONE: dict[Action, str] = {"approve": "approved", "reject": "rejected"}
 
 
@@ -233,14 +235,16 @@ def question_of(store: Store, run: str) -> Question | None:
 
 
 def inert(text: str) -> str:
-    r"""`text` so that Markdown, HTML and links in it are shown and not followed: it came from data or from a model.
+    r"""`text` so that Markdown, HTML and addresses in it are shown and not followed: it came from data or from a model.
 
-    >>> inert("<b>*hi*</b> | http://a.b")
-    '&lt;b&gt;&#42;hi&#42;&lt;/b&gt; &#124; http&#58;//a.b'
+    Backslashes, which every reader of Markdown here takes; Prefect's pages show numeric entities as they are written.
+
+    >>> print(inert("<b>*hi*</b> | http://a.b"))
+    \<b\>\*hi\*\</b\> \| http\://a.b
     """
-    text = text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
-    text = re.sub(r"[\\`*_\[\]{}#|~@!$]", lambda found: f"&#{ord(found[0])};", text)
-    return text.replace("://", "&#58;//").replace("www.", "www&#46;")
+    text = re.sub(_UNPRINTED, " ", text)
+    text = re.sub(r"[\\`*_\[\]<>#|~@!$&]", lambda found: f"\\{found[0]}", text)
+    return text.replace("://", "\\://").replace("www.", "www\\.")
 
 
 def _folder(store: Store, subject: Subject) -> Path:
