@@ -3,7 +3,7 @@
 from functools import partial
 from typing import Literal
 
-from pydantic import Field, NonNegativeFloat, PositiveFloat
+from pydantic import NonNegativeFloat, PositiveFloat, model_validator
 
 from tasks.base import on_base
 from tasks.core.contract import Stage
@@ -30,14 +30,18 @@ class KtoSpec(RowsSpec):
     algorithm: Literal["kto"] = "kto"
     """how the policy is made from the SFT policy"""
     learning_rate: PositiveFloat = rate("kto")
-    global_batch: int = Field(default=16, ge=2)
-    """rows (answers) per optimiser step; the KL is estimated on each prompt of a batch with the answer to another one of it"""
     beta: PositiveFloat = 0.1
     """pull to the reference, in 1/nats"""
     desirable_weight: NonNegativeFloat = 1.0
     """of the loss of liked answers; weight times count should be within 1 to 4/3 of the other's (eq. 9)"""
     undesirable_weight: NonNegativeFloat = 1.0
     """of the loss of answers that were not"""
+
+    @model_validator(mode="after")
+    def _batch_has_others(self) -> "KtoSpec":
+        if self.global_batch < 2:
+            raise ValueError("global_batch 1 leaves KTO no answer to another prompt to estimate the KL from; use 2 or more")
+        return self
 
 
 class OrpoSpec(RowsSpec):
