@@ -84,7 +84,8 @@ def prepare(plan_path: Path, load: Load, folder: Path, *overrides: str) -> Lesso
     from flows.pipeline import pipeline
     from tasks.policy import base_path, read_record
 
-    few = [f"{stage}.{name}" for stage in ("sft", "reward") for name in ("max_steps=1", "global_batch=4", "max_length=128")]
+    cheap = ("max_steps=1", "global_batch=4", "max_length=128", "dropped_budget=1.0")
+    few = [f"{stage}.{name}" for stage in ("sft", "reward") for name in cheap]
     asked = [
         "policy.learning_rate=1e-5", f"policy.rollout_batch={load.rollout}", f"policy.global_batch={load.rollout}",
         f"policy.ppo_epochs={load.epochs}", f"policy.iterations={load.iterations}", f"policy.max_new_tokens={load.answer}",

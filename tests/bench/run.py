@@ -1,6 +1,6 @@
 """`make bench`: how long things take, as seconds and as ratios measured in one run.  Not a test: nothing here is asserted.
 
-python -m tests.bench.run [help] [nothing] [stage] [training]      all of them by default
+python -m tests.bench.run [help] [nothing] [stage] [training] [ppo]      all of them by default
 """
 
 import contextlib
@@ -176,17 +176,35 @@ def bench_training(report: Callable[..., None]) -> None:
             report(f"{stage} of the demo, {steps} steps", seconds[stage], aim=plain, against=("plain TRL script", plain))
 
 
-BENCHES = {"help": bench_help, "nothing": bench_nothing, "stage": bench_stage, "training": bench_training}
+def bench_ppo(report: Callable[..., None]) -> None:
+    """An iteration of our PPO against one of the last TRL that had PPO, in turns; see `tests.bench.ppo`."""
+    from tests.bench import ppo
+
+    found = ppo.bench(ppo.Load(), say=lambda line: None)
+    if "trl" not in found:
+        return
+    mine, other = found["ours"], found["trl"]
+    against = f"PPO of TRL {found['version']}"
+    for name, what, unit, aim in (
+        ("seconds", "PPO, an iteration", "s", 0.7),
+        ("cpu_seconds", "PPO, processor time of an iteration", "s", 0.7),
+        ("peaks", "PPO, peak memory", "GB", 0.4),
+    ):
+        one, two = (statistics.median(side[name]) / (1e9 if unit == "GB" else 1) for side in (mine, other))
+        report(what, one, aim=aim * two, against=(against, two), unit=unit)
+
+
+BENCHES = {"help": bench_help, "nothing": bench_nothing, "stage": bench_stage, "training": bench_training, "ppo": bench_ppo}
 
 
 def main(names: list[str]) -> None:
     """Run the named benches and print a table; the numbers go to bench-results/<time>.json."""
     rows: list[dict[str, object]] = []
 
-    def report(what: str, seconds: float, *, aim: float, against: tuple[str, float]) -> None:
+    def report(what: str, value: float, *, aim: float, against: tuple[str, float], unit: str = "s") -> None:
         other, theirs = against
-        rows.append({"what": what, "seconds": seconds, "aim": aim, "against": other, "ratio": seconds / theirs})
-        print(f"| {what} | {seconds:.2f} s | {aim:.2f} s | {seconds / theirs:.2f} x {other} |", flush=True)  # noqa: T201
+        rows.append({"what": what, "value": value, "unit": unit, "aim": aim, "against": other, "ratio": value / theirs})
+        print(f"| {what} | {value:.2f} {unit} | {aim:.2f} {unit} | {value / theirs:.2f} x {other} |", flush=True)  # noqa: T201
 
     print("| what | measured | aim | ratio in this run |\n|---|---|---|---|", flush=True)  # noqa: T201
     for name in names or BENCHES:
