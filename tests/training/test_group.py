@@ -2,7 +2,10 @@
 
 import json
 import math
+import os
 import shutil
+import signal
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -12,8 +15,9 @@ from safetensors.torch import load_file
 from tiny import write_rows
 
 from tasks.core.contract import Execution, Run
-from tasks.core.errors import DataError, GateError, SpecError
+from tasks.core.errors import DataError, GateError, Killed, SpecError
 from tasks.core.files import tree
+from tasks.core.launch import run_child
 from tasks.group import GrpoSpec, RlooSpec
 from tasks.policy import read_record
 from tasks.training import group, grpo, rloo
@@ -241,8 +245,6 @@ def test_groups_must_fill_a_rollout(job):
 @pytest.mark.slow
 @pytest.mark.parametrize("job", ["grpo", "rloo"])
 def test_two_processes_equal_one(shop, practise, sft_policies, tmp_path, job):
-    from tasks.core.launch import run_child
-
     given = spec(job, updates=2, iterations=1)
     alone, one = practise(job, given, sft_policies("lora"))
     work, out = tmp_path / "work", tmp_path / "out"
@@ -253,3 +255,33 @@ def test_two_processes_equal_one(shop, practise, sft_policies, tmp_path, job):
     assert (two["processes"], two["micro_batch"], two["accumulation"]) == (2, 4, 1)
     assert two["first_reward"] == pytest.approx(one["first_reward"], abs=1e-6)
     assert curve(out)[0]["grad_norm"] == pytest.approx(curve(alone)[0]["grad_norm"], rel=0.5)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("job", ["grpo", "rloo"])
+def test_a_child_killed_in_the_middle_of_an_iteration_ends_in_the_same_bytes(shop, practise, sft_policies, tmp_path, job):
+    given = spec(job, updates=2, iterations=4)  # 4 steps an iteration
+    whole, _ = practise(job, given, sft_policies("lora"), checkpoint_every=4)
+    inputs = {"policy": sft_policies("lora"), "prompts": shop.preferences}
+    work, out = tmp_path / "work", tmp_path / "out"
+    work.mkdir()
+    out.mkdir()
+
+    def kill(progress):
+        if progress.step >= 10 and progress.total == 16 and "rollout" not in progress.values:
+            found = next(p for p in Path("/proc").iterdir() if p.name.isdigit() and _works_in(p, work))
+            os.kill(int(found.name), signal.SIGKILL)
+
+    execution = Execution(device="cpu", checkpoint_every=4, threads=1)
+    with pytest.raises(Killed):
+        run_child(job, given, inputs, out, Run(work, shop.models, execution, progress=kill))
+    metrics = run_child(job, given, inputs, out, Run(work, shop.models, execution))
+    assert metrics["resumed_at_step"] in (8, 12)
+    assert payload(out) == payload(whole)
+
+
+def _works_in(process, work):
+    try:
+        return (process / "cwd").readlink() == work
+    except OSError:
+        return False
