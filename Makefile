@@ -28,7 +28,7 @@ check: setup ## format, lint, types, layers, SQL, generated docs
 	$(BIN)/pyright
 	$(BIN)/lint-imports
 	$(BIN)/sqlfluff lint datasets/sql
-	$(BIN)/cog --check README.md docs/plan.md docs/advice.md
+	$(BIN)/cog --check README.md docs/plan.md docs/advice.md docs/suites.md
 
 tests: setup ## unit tests and the slow ones, a file at a time on each core
 	$(BIN)/pytest -n logical --maxprocesses 4 --dist loadgroup --no-loadscope-reorder

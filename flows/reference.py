@@ -189,3 +189,27 @@ def _shown(default: object) -> str:
     if isinstance(default, dict | list) and not default:
         return "-"
     return "-" if default is None else f"`{default}`"
+
+
+def suites() -> str:
+    """Every suite with what it measures, its metrics and where its prompts come from."""
+    from evals import suite
+
+    rows: list[list[str]] = []
+    for name in suite.names():
+        found = suite.suite(name)
+        metrics = ", ".join(f"`{inner}` {'↑' if better == 'higher' else '↓'}" for inner, better in found.metrics.items())
+        rows.append([f"`{name}` {found.version}", found.measures, metrics, f"{found.origin} {found.license}"])
+    return _table(["suite, version", "measures", "metrics", "prompts"], rows)
+
+
+def metric_modules() -> str:
+    """Every metric module with what it says of itself first."""
+    import ast
+
+    from evals import modules
+
+    told = {name: ast.get_docstring(ast.parse(modules.source(name))) or "" for name in modules.names()}
+    return _table(
+        ["module", "meaning"], [[f"`{name}`", " ".join(said.partition("\n\n")[0].split())] for name, said in told.items()]
+    )

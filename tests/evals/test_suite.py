@@ -55,9 +55,9 @@ def test_a_wrong_suite_is_one_sentence_with_its_file(tmp_path, old, new, says):
 
 
 def test_an_unknown_suite_or_metric_tells_the_nearest():
-    with pytest.raises(SpecError, match=r"gsm9k: no such suite, did you mean gsm8k\?; yours would be evals/suites/gsm9k.yaml"):
+    with pytest.raises(SpecError, match=r"gsm9k: no such suite, did you mean gsm8k\?; yours would be evals/suites/gsm9k\.yaml"):
         metric("gsm9k.number_match", None)
-    with pytest.raises(SpecError, match="gsm8k.numbermatch: the suite has no such metric, did you mean number_match"):
+    with pytest.raises(SpecError, match=r"gsm8k\.numbermatch: the suite has no such metric, did you mean number_match"):
         metric("gsm8k.numbermatch", None)
 
 
