@@ -36,7 +36,9 @@ _PROMPT, _ANSWER = 400, 700
 """characters of a prompt and of an answer that are shown"""
 _DATA = ("instructions", "preferences", "feedback", "prompts", "texts", "labelled")
 _COLUMN = 20
-"""characters on a line of a table with two columns, so that both are seen in the form"""
+"""characters on a line of a table with two columns, so that both are seen in the form, on a phone too"""
+_GATE = 24
+"""the same where the other column holds only numbers"""
 _LINES = 40
 """of differences"""
 
@@ -124,7 +126,9 @@ _ALWAYS = "Every gate holds, and this plan asks a person all the same."
 def _gates(verdict: Mapping[str, Any]) -> str:
     lines = ["### Gates", "", *_picture("intervals and bounds", _chart(verdict["gates"])), "| gate | found |", "|---|---|"]
     for gate, row in zip(verdict["gates"], rows(verdict), strict=True):
-        asked = "<br>".join(f"{inert(line)}" for text in (f"need {row['need']}", row["note"]) for line in _wrapped(text) if line)
+        asked = "<br>".join(
+            f"{inert(line)}" for text in (f"need {row['need']}", row["note"]) for line in _wrapped(text, _GATE) if line
+        )
         asked = f"**{_name(row['metric'])}**<br>{asked}"
         found = f"**{_SAID[gate['verdict']]}**: {row['found']}<br>{row['interval']}<br>at {row['at']}, n={row['n']}"
         lines.append(f"| {asked} | {found} |")
@@ -288,17 +292,17 @@ def _shortened(text: str, most: int, *, column: bool = False) -> str:
     return "<br>".join([*map(inert, lines), *([f"*… {len(text) - most:,} more characters*"] if len(text) > most else [])])
 
 
-def _wrapped(line: str) -> list[str]:
+def _wrapped(line: str, width: int = _COLUMN) -> list[str]:
     """`line` in pieces as wide as half a form on a phone: Prefect's pages break no line inside a table, and widen for it."""
     wide = sum(unicodedata.east_asian_width(character) in "WF" for character in line)
-    return textwrap.wrap(line, _COLUMN // 2 if 2 * wide > len(line) else _COLUMN) or [""]
+    return textwrap.wrap(line, width // 2 if 2 * wide > len(line) else width) or [""]
 
 
 def _name(metric: str) -> str:
     """The name of a metric on such lines, broken after its underscores and dots."""
     lines = [""]
     for part in re.split(r"(?<=[_.])", metric):
-        if len(lines[-1]) + len(part) > _COLUMN:
+        if len(lines[-1]) + len(part) > _GATE:
             lines.append("")
         lines[-1] += part
     return "<br>".join(filter(None, lines))

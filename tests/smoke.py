@@ -64,7 +64,11 @@ class Smoke:
 
     def states(self, *overrides: str) -> dict[str, str]:
         """Stage -> built, missing or waits."""
-        return {row["stage"]: row["state"] for row in json.loads(self.align("plan", "plan.yaml", "--json", *overrides))}
+        return self.states_of("plan.yaml", *overrides)
+
+    def states_of(self, plan: str, *overrides: str) -> dict[str, str]:
+        """The same of another plan in the folder."""
+        return {row["stage"]: row["state"] for row in json.loads(self.align("plan", plan, "--json", *overrides))}
 
     def keys(self, *overrides: str) -> dict[str, str]:
         """Stage -> key of its artifact."""
