@@ -1,9 +1,10 @@
 """Gates: bounds on metrics, judged on the pessimistic end of an interval.
 
 Pass needs the whole interval on the right side of the bound, fail the whole interval on the wrong side; between them a person
-decides.
+decides.  Levels are corrected for the number of gates, step by step (`judge`); the interval shown is the one that decided.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, Self
@@ -11,8 +12,9 @@ from typing import Literal, Self
 from pydantic import Field, model_validator
 
 from evals.estimates import Against, measurable, metric
+from evals.intervals import Estimate, Spread
 from evals.scores import Scores
-from evals.statistics import RESAMPLES, Estimate
+from evals.statistics import RESAMPLES
 from tasks.core.errors import DataError, SpecError
 from tasks.core.spec import Json, Spec
 
@@ -21,7 +23,7 @@ _DIGITS = 6
 
 
 class Gate(Spec):
-    """What a release must show.  Example: `{metric: reward_win_rate, at_least: 0.5, against: parent}`."""
+    """What a release must show: `{metric: reward_win_rate, at_least: 0.5}` or `{metric: text_perplexity_ratio, margin: 0.02}`."""
 
     metric: str
     """a row of `evals.estimates.METRICS`, or a module in `evals/metrics`"""
@@ -29,10 +31,12 @@ class Gate(Spec):
     """the metric must not be below this"""
     at_most: float | None = None
     """the metric must not be above this"""
+    margin: float | None = Field(default=None, ge=0)
+    """instead of a bound: worse than the other's by no more than this; 0.02 is 2 % of a ratio, 0.02 of any other unit"""
     against: Against | None = None
     """whom the candidate is compared with: parent (what DPO, or SFT alone, started from; the default of a comparison) or base"""
     level: float = Field(default=0.95, gt=0.5, lt=1)
-    """coverage of all gates' intervals together, as if every gate had this level"""
+    """1 less the chance, over all gates of the plan together, that an interval ends on the wrong side of its bound"""
     note: str = ""
     """why it is asked for; printed with the verdict"""
 
@@ -43,12 +47,21 @@ class Gate(Spec):
             known = metric(self.metric, self.against)
         except SpecError as error:
             raise ValueError(f"gate {error}") from error
-        if self.at_least is None and self.at_most is None:
-            raise ValueError(f"{where}: neither at_least nor at_most is set, so it could never say no")
-        if self.at_least is not None and self.at_most is not None and self.at_least > self.at_most:
-            raise ValueError(f"{where}: at_least {self.at_least:g} is above at_most {self.at_most:g}, so it could never pass")
         if self.against and not known.comparative:
             raise ValueError(f"{where}: it is measured on the candidate alone; leave out against: {self.against}")
+        if self.margin is not None:
+            if self.at_least is not None or self.at_most is not None:
+                raise ValueError(f"{where}: margin is a bound already; leave out at_least and at_most, or the margin")
+            if not known.comparative:
+                raise ValueError(f"{where}: a margin is to another model, and it is measured on the candidate alone; set a bound")
+            try:
+                known.no_worse(self.margin)
+            except SpecError as error:
+                raise ValueError(f"{where}: {error}") from error
+        elif self.at_least is None and self.at_most is None:
+            raise ValueError(f"{where}: none of at_least, at_most and margin is set, so it could never say no")
+        if self.at_least is not None and self.at_most is not None and self.at_least > self.at_most:
+            raise ValueError(f"{where}: at_least {self.at_least:g} is above at_most {self.at_most:g}, so it could never pass")
         return self
 
     @property
@@ -57,15 +70,46 @@ class Gate(Spec):
         return self.against or ("parent" if metric(self.metric, None).comparative else None)
 
     @property
+    def limits(self) -> tuple[float | None, float | None]:
+        """At least and at most, from whichever fields say so."""
+        if self.margin is None:
+            return self.at_least, self.at_most
+        return metric(self.metric, self.against).no_worse(self.margin)
+
+    @property
     def bounds(self) -> list[float]:
         """The bounds that are set."""
-        return [bound for bound in (self.at_least, self.at_most) if bound is not None]
+        return [bound for bound in self.limits if bound is not None]
 
     @property
     def demand(self) -> str:
         """The bounds in words."""
-        bounds = [f"{sign} {bound:g}" for sign, bound in ((">=", self.at_least), ("<=", self.at_most)) if bound is not None]
-        return " and ".join(bounds) + (f" against {self.comparator}" if self.comparator else "")
+        bounds = [f"{sign} {bound:g}" for sign, bound in zip((">=", "<="), self.limits, strict=True) if bound is not None]
+        text = " and ".join(bounds) + (f" against {self.comparator}" if self.comparator else "")
+        if self.margin is None:
+            return text
+        ratio = metric(self.metric, self.against).neutral == 1
+        return f"{text} (no worse by more than {f'{100 * self.margin:g}%' if ratio else f'{self.margin:g}'})"
+
+    def p_value(self, spread: Spread) -> float:
+        """Of data as good as these if a bound were just met: two-sided, as the interval is, and of the worse of two bounds.
+
+        It is at most 1 - level exactly where the interval of that level is on the right side of every bound.
+        """
+        at_least, at_most = self.limits
+        sides = [spread.p_above(at_least)] if at_least is not None else []
+        sides += [spread.p_below(at_most)] if at_most is not None else []
+        return min(1.0, 2 * max(sides))
+
+    def verdict(self, found: Estimate) -> Verdict:
+        """What follows from this interval alone."""
+        at_least, at_most = self.limits
+        sides = [(found.low - at_least, found.high - at_least)] if at_least is not None else []
+        if at_most is not None:
+            sides.append((at_most - found.high, at_most - found.low))
+        if all(worst >= 0 for worst, _ in sides):
+            return "pass"
+        return "fail" if any(best < 0 for _, best in sides) else "review"
 
 
 @dataclass(frozen=True)
@@ -75,8 +119,10 @@ class Judgement:
     gate: Gate
     estimate: Estimate
     verdict: Verdict
+    p: float
+    """see `Gate.p_value`; not corrected for the number of gates: the estimate's level is"""
     smallest_effect: float
-    """distance from the bound that this sample could have seen, in the metric's unit"""
+    """distance from the bound that this sample could have seen with 80 % power, in the metric's unit; inf where none is known"""
     items_needed: int | None
     """about how many items would settle a review; None where nothing is open or no number would"""
 
@@ -86,10 +132,12 @@ class Judgement:
         gate, found = self.gate, self.estimate
         value, low, high = (shown(number, gate.bounds) for number in (found.value, found.low, found.high))
         count = f"n={found.items}" + (f" in {found.clusters} conversations" if found.clusters < found.items else "")
-        text = (
-            f"{gate.metric}: need {gate.demand}, got {value} [{low}, {high}] at {percent(found.level)} on {count}: {self.verdict}"
-        )
-        if self.verdict == "review":
+        p = probability(self.p)
+        interval = f"[{low}, {high}] at {percent(found.level)}, {f'p{p}' if p.startswith('<') else f'p={p}'}"
+        text = f"{gate.metric}: need {gate.demand}, got {value} {interval} on {count}: {self.verdict}"
+        if self.verdict == "review" and not math.isfinite(self.smallest_effect):
+            text += " (all conversations say exactly the same, which shows nothing about others)"
+        elif self.verdict == "review":
             settle = f"about {self.items_needed} items would settle it" if self.items_needed else "it lies on the bound"
             text += f" (the smallest effect this sample could have seen is {self.smallest_effect:.3g}; {settle})"
         return text
@@ -99,38 +147,48 @@ class Judgement:
         about = metric(self.gate.metric, self.gate.against)
         return {
             **described(self.gate.metric, self.gate.comparator, self.estimate),
-            "at_least": self.gate.at_least,
-            "at_most": self.gate.at_most,
+            "at_least": self.gate.limits[0],
+            "at_most": self.gate.limits[1],
+            "margin": self.gate.margin,
+            "p": rounded(self.p),
             "demand": self.gate.demand,
             "note": self.gate.note,
             "unit": about.unit,
             "verdict": self.verdict,
             "sentence": self.sentence,
-            "smallest_effect": rounded(self.smallest_effect),
+            "smallest_effect": known(self.smallest_effect),
             "items_needed": self.items_needed,
         }
 
 
 def judge(gates: Sequence[Gate], scores: Scores, *, seed: int, resamples: int = RESAMPLES) -> list[Judgement]:
-    """Judge every gate, at levels corrected for their number.  Raises DataError, naming the gate, where scores are missing."""
-    return [_judged(gate, level, scores, seed, resamples) for gate, level in zip(gates, corrected(gates), strict=True)]
+    """Judge every gate, at levels corrected for their number.  Raises DataError, naming the gate, where scores are missing.
+
+    Holm's step-down (Scandinavian Journal of Statistics 6(2), 1979): the gate of the smallest p-value is judged as one of m, and
+    only if it passes the next as one of m - 1, and so on; where the first does not pass, all that are left are judged as many as
+    they are.  The chance that any gate passes wrongly is then at most 1 - level, however the gates depend on each other, and each
+    is shown with the interval it was judged by.  Gates with levels of their own are ordered by p / (1 - level).
+    """
+    spreads = [_spread(gate, scores, seed, resamples) for gate in gates]
+    p_values = [gate.p_value(spread) for gate, spread in zip(gates, spreads, strict=True)]
+    order = sorted(range(len(gates)), key=lambda i: (p_values[i] / (1 - gates[i].level), i))
+    judged: dict[int, Judgement] = {}
+    left, passing = len(gates), True
+    for i in order:
+        found = spreads[i].estimate(1 - (1 - gates[i].level) / left)
+        verdict = gates[i].verdict(found)
+        passing = passing and verdict == "pass"
+        if verdict == "pass" and not passing:  # as sure as the gate that stopped it, to the last digit
+            verdict = "review"
+        judged[i] = _judged(gates[i], found, verdict, p_values[i])
+        left -= passing
+    return [judged[i] for i in range(len(gates))]
 
 
 def overall(judgements: Sequence[Judgement]) -> Verdict:
     """Any fail is a fail, else any review a review; without gates nothing was asked, and a person must look."""
     verdicts = {judgement.verdict for judgement in judgements}
     return "fail" if "fail" in verdicts else "pass" if verdicts == {"pass"} else "review"
-
-
-def corrected(gates: Sequence[Gate]) -> list[float]:
-    """Interval levels that hold for all gates at once (Bonferroni).
-
-    Holm's step-down belongs here: it orders the gates by their p-values and would replace these levels one by one.
-
-    >>> [round(level, 4) for level in corrected([Gate(metric="finished_rate", at_least=0.9)] * 2)]
-    [0.975, 0.975]
-    """
-    return [1 - (1 - gate.level) / len(gates) for gate in gates]
 
 
 def measured(scores: Scores, *, seed: int, resamples: int = RESAMPLES, level: float = 0.95) -> list[dict[str, Json]]:
@@ -154,8 +212,8 @@ def described(name: str, against: Against | None, estimate: Estimate) -> dict[st
         "metric": name,
         "against": against,
         "estimate": rounded(estimate.value),
-        "low": rounded(estimate.low),
-        "high": rounded(estimate.high),
+        "low": known(estimate.low),
+        "high": known(estimate.high),
         "level": rounded(estimate.level),
         "standard_error": rounded(estimate.error),
         "items": estimate.items,
@@ -163,14 +221,25 @@ def described(name: str, against: Against | None, estimate: Estimate) -> dict[st
     }
 
 
-def shown(number: float, bounds: Sequence[float] = ()) -> str:
-    """`number` to three decimals, or as many more as it takes not to look equal to a bound that it differs from.
+def shown(number: float | None, bounds: Sequence[float] = ()) -> str:
+    """`number` to three decimals, or as many more as it takes not to look equal to a bound that it differs from; `?` for none.
 
-    >>> shown(0.49997, [0.5]), shown(0.25, [0.5])
-    ('0.49997', '0.250')
+    >>> shown(0.49997, [0.5]), shown(0.25, [0.5]), shown(None)
+    ('0.49997', '0.250', '?')
     """
+    if number is None or not math.isfinite(number):
+        return "?"
     digits = next((d for d in range(3, 12) if all((number == b) == (round(number, d) == b) for b in bounds)), 12)
     return f"{number:.{digits}f}"
+
+
+def probability(p: float) -> str:
+    """A p-value for people.
+
+    >>> probability(0.0123), probability(0.00002), probability(1.0)
+    ('0.012', '<0.001', '1')
+    """
+    return "<0.001" if p < 0.001 else f"{p:.3f}".rstrip("0").removesuffix(".")
 
 
 def percent(level: float) -> str:
@@ -187,22 +256,27 @@ def rounded(number: float) -> float:
     return float(f"{number:.{_DIGITS}g}")
 
 
-def _judged(gate: Gate, level: float, scores: Scores, seed: int, resamples: int) -> Judgement:
+def known(number: float) -> float | None:
+    """`rounded`, or None for what is infinite: JSON has no such number."""
+    return rounded(number) if math.isfinite(number) else None
+
+
+def _spread(gate: Gate, scores: Scores, seed: int, resamples: int) -> Spread:
     try:
-        sample = metric(gate.metric, gate.against).sample(scores, gate.comparator)
-        found = sample.estimate(level, seed=seed, resamples=resamples)
+        return metric(gate.metric, gate.against).sample(scores, gate.comparator).spread(seed=seed, resamples=resamples)
     except DataError as error:
         raise DataError(f"gate {gate.metric}: {error}") from error
-    sides = [(found.low - gate.at_least, found.high - gate.at_least)] if gate.at_least is not None else []
-    if gate.at_most is not None:
-        sides.append((gate.at_most - found.high, gate.at_most - found.low))
-    verdict: Verdict = "review"
-    if all(worst >= 0 for worst, _ in sides):
-        verdict = "pass"
-    elif any(best < 0 for _, best in sides):
-        verdict = "fail"
-    needed = None
-    if verdict == "review":
-        open_bounds = [abs(found.value - bound) for bound in gate.bounds if found.low < bound < found.high]
-        needed = found.items_needed(min(open_bounds, default=0.0))
-    return Judgement(gate, found, verdict, found.smallest_effect(), needed)
+
+
+def _judged(gate: Gate, found: Estimate, verdict: Verdict, p: float) -> Judgement:
+    """The verdict with what would settle it, towards the bound that is hardest to clear."""
+    at_least, at_most = gate.limits
+    ways: list[tuple[float, Literal["low", "high"], float]] = []
+    if at_least is not None:
+        ways.append((abs(found.value - at_least), "low", at_least))
+    if at_most is not None:
+        ways.append((abs(found.value - at_most), "high", at_most))
+    unsettled = [way for way in ways if verdict == "review" and found.low < way[2] < found.high]
+    distance, end, _ = min(unsettled or ways)
+    needed = found.items_needed(distance, end) if unsettled else None
+    return Judgement(gate, found, verdict, p, found.smallest_effect(end), needed)

@@ -6,7 +6,7 @@
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, TypeAlias
 
-from evals.gates import percent, shown
+from evals.gates import percent, probability, shown
 
 if TYPE_CHECKING:
     from rich.console import Group
@@ -14,10 +14,17 @@ if TYPE_CHECKING:
 Row: TypeAlias = Mapping[str, Any]
 MARKS = {"pass": "✅", "fail": "❌", "review": "🔎"}
 _COLOURS = {"pass": "green", "fail": "red", "review": "yellow"}
-_GATES = ("", "metric", "need", "found", "interval", "at", "n", "smallest effect", "note")
+_GATES = ("", "metric", "need", "found", "interval", "at", "p", "n", "smallest effect", "note")
 _MEASURED = ("metric", "against", "found", "interval", "n", "unit", "better")
 _BRIEFLY = ("metric", "against", "found", "interval", "n")
 """what of that fits a terminal; what each metric is stands in the report and in docs/plan.md"""
+
+
+CORRECTION = (
+    "`at` is the level of Holm's step for the number of gates; p, two-sided and not corrected, is at most 1 less that level "
+    "exactly where a gate passes."
+)
+"""of the table of gates, for people"""
 
 
 def headline(verdict: Row) -> str:
@@ -55,8 +62,9 @@ def markdown(verdict: Row) -> str:
         meanings = {row["metric"]: _cell(row["what it is"]) for row in measured}  # beside the numbers they would not fit a page
         parts.append("\n".join(f"- `{metric}`: {meaning}" for metric, meaning in meanings.items()))
     parts.append(
-        f"Intervals: paired BCa bootstrap by conversation, {verdict['resamples']} resamples, seed {verdict['seed']}; "
-        "gates at levels corrected for their number, the second table at 95% each and not corrected."
+        "Intervals are by conversation: exact for shares and wins, else by random weights "
+        f"({verdict['resamples']} resamples, seed {verdict['seed']}). {CORRECTION} "
+        "What is also measured is at 95% each, not corrected."
     )
     return "\n\n".join(parts) + "\n"
 
@@ -76,7 +84,7 @@ def gate_table(verdict: Row) -> "Group":
         if found:
             table = Table(title=title, title_justify="left", header_style="bold", box=None, pad_edge=False, padding=(0, 2, 0, 0))
             for column in columns:
-                table.add_column(column, justify="right" if column in ("found", "n", "smallest effect") else "left")
+                table.add_column(column, justify="right" if column in ("found", "p", "n", "smallest effect") else "left")
             for row, colour in zip(found, colours, strict=True):
                 table.add_row(*(Text(row[column]) for column in columns), style=colour)
             parts.append(table)
@@ -94,8 +102,9 @@ def _gate(gate: Row) -> dict[str, str]:
         "found": shown(gate["estimate"], bounds),
         "interval": f"[{shown(gate['low'], bounds)}, {shown(gate['high'], bounds)}]",
         "at": percent(gate["level"]),
+        "p": probability(gate["p"]),
         "n": str(gate["items"]),
-        "smallest effect": f"{gate['smallest_effect']:.3g}",
+        "smallest effect": "?" if gate["smallest_effect"] is None else f"{gate['smallest_effect']:.3g}",
         "note": gate["note"],
     }
 

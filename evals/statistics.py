@@ -1,61 +1,25 @@
 # pyright: basic
-"""Estimates with intervals, by the bootstrap; scipy does the resampling.  No files and no models here.
+"""Samples: what is estimated, from which columns.  No files and no models here; the distributions are those of evals.intervals.
 
 A quantity is a function of column totals, a mean being sum(w v) / sum(w).  Rows of one cluster (a conversation) are added up
-first and then drawn together, and all columns of a draw share their rows: that is what makes a comparison paired.  What cannot
-be estimated raises DataError, it never becomes a number.
+first and then weighted together, and all columns of a draw share their weights: that is what makes a comparison paired.  What
+cannot be estimated raises DataError, it never becomes a number.
 """
 
-import math
-import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 
+from evals.intervals import UNKNOWN, Drawn, Estimate, Floats, Spread, counted, drawn
 from tasks.core.errors import DataError
 
-Floats: TypeAlias = npt.NDArray[np.float64]
 Texts: TypeAlias = npt.NDArray[Any]
 Range: TypeAlias = tuple[float, float]
 
-POWER = 0.8
-"""how surely the smallest effect of `Estimate.smallest_effect` would have been seen"""
 RESAMPLES = 10_000
-_BATCH = 2_000_000
-"""drawn indices held at once; changes memory and never the result"""
-
-
-class Estimate(NamedTuple):
-    """A value with its two-sided interval."""
-
-    value: float
-    low: float
-    high: float
-    level: float
-    """the interval's coverage"""
-    error: float
-    """standard error"""
-    items: int
-    clusters: int
-    """groups of items that were drawn together"""
-
-    def smallest_effect(self) -> float:
-        """Distance from a bound that a true value needs for the interval to clear that bound in 80 % of such samples.
-
-        (t_level + t_power) standard errors, as in Bloom, "Minimum detectable effects", Evaluation Review 19(5), 1995.
-        """
-        from scipy.stats import t  # scipy takes a second to import, and a plan names gates long before it judges any
-
-        return float((t.ppf((1 + self.level) / 2, self.clusters - 1) + t.ppf(POWER, self.clusters - 1)) * self.error)
-
-    def items_needed(self, distance: float) -> int | None:
-        """About how many items would let the interval clear a bound at `distance`; None where no number would."""
-        if distance == 0 or self.error == 0:
-            return None
-        return math.ceil(self.items * (self.smallest_effect() / distance) ** 2)
 
 
 @dataclass(frozen=True, eq=False)
@@ -83,65 +47,52 @@ class Sample:
         _refuse_nan(*self.columns)
 
     def estimate(self, level: float, *, seed: int, resamples: int = RESAMPLES, batch: int | None = None) -> Estimate:
-        """The quantity with its interval of coverage `level`.
+        """The quantity with its interval of coverage `level`; see `spread`."""
+        return self.spread(seed=seed, resamples=resamples, batch=batch).estimate(level)
 
-        BCa bootstrap (Efron 1987) at a level widened for small samples (Hesterberg, arXiv:1411.5279, section 5.3).  Equal items,
-        seed and resamples give equal numbers, whatever the order of the rows or `batch`.  Raises DataError for fewer than two
-        clusters, and where the quantity does not exist for some resample (a total of zero below the line).
+    def spread(self, *, seed: int, resamples: int = RESAMPLES, batch: int | None = None) -> Spread:
+        """The quantity and what it may be instead; the calibration of each way is measured in docs/calibration.md.
+
+        - Means of shares, wins and their differences, an item a cluster: exact (`intervals.Counted`), nothing is drawn.
+        - Other quantities of known support: random weights, and an unseen cluster at the pessimistic end (`intervals.drawn`).
+        - Without support: Student's t on jackknife values, or such weights with an end guessed from the skew if that is wider.
+
+        Equal items, seed and resamples give equal numbers, whatever the order of the rows or `batch`.  Raises DataError for fewer
+        than two clusters, and where the quantity does not exist without some cluster (a total of zero below the line).
         """
-        from scipy.stats import DegenerateDataWarning, bootstrap
-
         totals = self._cluster_totals()
         n = len(totals[0])
         if n < 2:
             raise DataError(f"{len(self.clusters)} items in 1 conversation: an interval needs at least 2 conversations")
-        with warnings.catch_warnings(action="ignore", category=DegenerateDataWarning), np.errstate(all="ignore"):
-            value = float(self.of_totals(*(column.sum() for column in totals)))
-            result = bootstrap(
-                totals,
-                lambda *drawn, axis: self.of_totals(*(column.sum(axis=axis) for column in drawn)),
-                paired=True,
-                vectorized=True,
-                n_resamples=resamples,
-                batch=batch or max(1, 2 * _BATCH // (n * len(totals))),
-                confidence_level=_widened(level, n),
-                method="BCa",
-                rng=np.random.default_rng(seed),
-            )
-        drawn = result.bootstrap_distribution
-        if not np.isfinite(value) or not np.isfinite(drawn).all():
+        sums = [column.sum() for column in totals]
+        with np.errstate(all="ignore"):
+            value = float(self.of_totals(*sums))
+            without = self.of_totals(*(total - column for total, column in zip(sums, totals, strict=True)))
+            alone = self.of_totals(*totals)
+            parts = n * value - (n - 1) * np.asarray(without, dtype=np.float64)
+        if not np.isfinite(parts).all():
             raise DataError(
                 f"the quantity does not exist for some resamples of these {n} conversations; are most of the values 0?"
             )
-        if np.ptp(drawn) <= 1e-12 * max(1.0, abs(value)):
-            return self._unvaried(value, level, n)
-        low, high = map(float, result.confidence_interval)
-        if not (math.isfinite(low) and math.isfinite(high)):  # the bias correction can fail where hardly anything varies
-            tail = (1 - _widened(level, n)) / 2
-            low, high = map(float, np.quantile(drawn, (tail, 1 - tail)))
-        error = float(result.standard_error) * math.sqrt(n / (n - 1))  # resampling divides by n
-        return Estimate(value, low, high, level, error, len(self.clusters), n)
+        varied = np.ptp(parts) > 1e-9 * max(1.0, abs(value))
+        error = float(np.std(parts, ddof=1)) / n**0.5 if varied else 0.0
+        sides = None
+        if self.support and np.allclose(parts, alone, rtol=0, atol=1e-9):  # then it is the mean of these
+            sides = counted(np.round(alone, 9), self.support)
+        if not sides and not self.support and not varied:
+            sides = UNKNOWN, UNKNOWN
+        if not sides:
+            ends = self.support or _guessed_ends(value, parts)
+            lows, highs = drawn(totals, self.of_totals, ends, seed=seed, resamples=resamples, batch=batch)
+            student = [None if self.support else (sign * value, error, n - 1) for sign in (1, -1)]
+            worst = self.support or (-np.inf, np.inf)
+            sides = Drawn(lows, worst[0], student[0]), Drawn(-highs[::-1], -worst[1], student[1])
+        return Spread(value, error, len(self.clusters), n, *sides)
 
     def _cluster_totals(self) -> tuple[Floats, ...]:
         """Columns added up by cluster, clusters in order of their name, so that the order of the rows does not matter."""
         names, where = np.unique(self.clusters, return_inverse=True)
         return tuple(_totals(column, where, len(names)) for column in self.columns)
-
-    def _unvaried(self, value: float, level: float, n: int) -> Estimate:
-        """All clusters agree, so resampling knows no doubt.
-
-        Where an item's range is known, the exact binomial bound (Clopper-Pearson, 0 of n) says how many unseen clusters may still
-        differ, and the interval reaches that far towards both ends of the range.
-        """
-        from scipy.stats import binomtest, t
-
-        low = high = value
-        if self.support:
-            unseen = binomtest(0, n).proportion_ci(level, method="exact").high
-            low = value - unseen * (value - self.support[0])
-            high = value + unseen * (self.support[1] - value)
-        error = (high - low) / 2 / float(t.ppf((1 + level) / 2, n - 1))
-        return Estimate(value, low, high, level, error, len(self.clusters), n)
 
 
 def mean(values: Floats, clusters: Texts, *, support: Range | None = None) -> Sample:
@@ -150,6 +101,9 @@ def mean(values: Floats, clusters: Texts, *, support: Range | None = None) -> Sa
     >>> mean(np.array([1.0, 0.0, 1.0, 1.0]), np.array(list("abcd")), support=(0, 1)).estimate(0.95, seed=0).value
     0.75
     """
+    if support and len(values) and not (values.min() >= support[0] - 1e-9 and values.max() <= support[1] + 1e-9):
+        _refuse_nan(values)
+        raise DataError(f"values from {values.min():g} to {values.max():g} where {support[0]:g} to {support[1]:g} was expected")
     return Sample((values, np.ones(len(values))), clusters, lambda total, count: total / count, support)
 
 
@@ -232,8 +186,11 @@ def _totals(column: Floats, where: npt.NDArray[np.intp], count: int) -> Floats:
     return np.bincount(where[order], weights=column[order], minlength=count).astype(np.float64)
 
 
-def _widened(level: float, n: int) -> float:
-    """The bootstrap level whose normal interval is as wide as the t interval of `level` on n clusters."""
-    from scipy.stats import norm, t
+def _guessed_ends(value: float, parts: Floats) -> Range:
+    """Where an unseen cluster may lie, if nothing is known: beyond the longer tail, as far as docs/calibration.md found right.
 
-    return float(1 - 2 * norm.sf(math.sqrt(n / (n - 1)) * t.ppf((1 + level) / 2, n - 1)))
+    parts: jackknife values (n,), which scatter around the quantity as items do around their mean.
+    """
+    skew = (parts.max() - value) - (value - parts.min())
+    far = value + (1 + 60 / len(parts)) * skew
+    return min(value, far), max(value, far)

@@ -63,4 +63,4 @@ def _reasons(said: Verdict, judgements: list[Judgement]) -> list[str]:
     return [judgement.sentence for name in order for judgement in judgements if judgement.verdict == name]
 
 
-VERDICT = Stage("verdict", 2, "verdict", verdict)
+VERDICT = Stage("verdict", 3, "verdict", verdict)

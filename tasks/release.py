@@ -13,7 +13,7 @@ from typing import Any
 
 from pydantic import Field
 
-from evals.report import gate_markdown, headline
+from evals.report import CORRECTION, gate_markdown, headline
 from tasks.core.contract import Metrics, Run, Stage
 from tasks.core.errors import DataError, GateError, SpecError
 from tasks.core.files import write_json
@@ -241,6 +241,7 @@ def _card(
         adapters=adapters,
         headline=headline(verdict),
         gates=gate_markdown(verdict),
+        correction=CORRECTION,
         verdict=verdict,
         decision=decision,
         inert=inert,

@@ -95,7 +95,7 @@ def test_every_metric_is_the_worked_out_number(scores, name):
 )
 def test_a_worse_candidate_moves_every_metric_the_bad_way(tmp_path, scores, name, spoiled):
     worse = [
-        {**line, "value": line["value"] + spoiled.get(line["metric"], 0)}
+        {**line, "value": max(-9.0 * (line["metric"] != "finished"), line["value"] + spoiled.get(line["metric"], 0))}
         for line in [*LOGPS["candidate"], *ANSWERS["candidate"], *TEXTS["candidate"], *LONGER]
     ]
     inputs = {"scores_candidate": write(tmp_path / "worse", worse), "scores_parent": tmp_path / "parent"}

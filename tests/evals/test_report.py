@@ -9,7 +9,7 @@ from evals.report import gate_table, headline, markdown, rows
 GATE = {
     "metric": "reward_win_rate", "against": "parent", "estimate": 0.625, "low": 0.49997, "high": 0.74, "level": 0.983333,
     "standard_error": 0.05, "items": 80, "clusters": 80, "at_least": 0.5, "at_most": None, "demand": ">= 0.5 against parent",
-    "note": "a | b", "unit": "share of prompts", "verdict": "review",
+    "note": "a | b", "margin": None, "p": 0.0123, "unit": "share of prompts", "verdict": "review",
     "sentence": "reward_win_rate: need more", "smallest_effect": 0.1823,
     "items_needed": 170,
 }  # fmt: skip
@@ -26,9 +26,9 @@ EMPTY = {"verdict": "review", "reasons": ["no gate was asked for"], "gates": [],
 MARKDOWN = """\
 # 🔎 review: 1 of 1 gates need a person
 
-|  | metric | need | found | interval | at | n | smallest effect | note |
-| --- | --- | --- | --- | --- | --- | --- | --- | --- |
-| 🔎 | reward_win_rate | >= 0.5 against parent | 0.625 | [0.49997, 0.740] | 98.3% | 80 | 0.182 | a \\| b |
+|  | metric | need | found | interval | at | p | n | smallest effect | note |
+| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |
+| 🔎 | reward_win_rate | >= 0.5 against parent | 0.625 | [0.49997, 0.740] | 98.3% | 0.012 | 80 | 0.182 | a \\| b |
 
 - reward_win_rate: need more
 
@@ -42,8 +42,9 @@ MARKDOWN = """\
 - `length_accuracy`: the baseline
 - `answer_length_ratio`: the baseline
 
-Intervals: paired BCa bootstrap by conversation, 10000 resamples, seed 0; gates at levels corrected for their number, the second \
-table at 95% each and not corrected.
+Intervals are by conversation: exact for shares and wins, else by random weights (10000 resamples, seed 0). `at` is the level of \
+Holm's step for the number of gates; p, two-sided and not corrected, is at most 1 less that level exactly where a gate passes. \
+What is also measured is at 95% each, not corrected.
 """
 
 
@@ -62,7 +63,7 @@ def test_rows_are_plain_text():
         {
             "": "🔎", "metric": "reward_win_rate", "need": ">= 0.5 against parent", "found": "0.625",
             "interval": "[0.49997, 0.740]",
-            "at": "98.3%", "n": "80", "smallest effect": "0.182", "note": "a | b",
+            "at": "98.3%", "p": "0.012", "n": "80", "smallest effect": "0.182", "note": "a | b",
         }
     ]  # fmt: skip
 
@@ -88,3 +89,9 @@ def test_a_verdict_without_gates_says_so():
 def test_the_headline_counts_the_gates_that_made_it():
     gates = [GATE, {**GATE, "verdict": "fail"}, {**GATE, "verdict": "pass"}]
     assert headline({**VERDICT, "verdict": "fail", "gates": gates}) == "❌ fail: 1 of 3 gates failed"
+
+
+def test_what_is_not_known_is_a_question_mark():
+    unknown = {**GATE, "low": None, "high": None, "smallest_effect": None, "p": 1.0}
+    row = rows({**VERDICT, "gates": [unknown]})[0]
+    assert (row["interval"], row["smallest effect"], row["p"]) == ("[?, ?]", "?", "1")

@@ -1,4 +1,4 @@
-"""Estimates: worked-out numbers, scipy's own, honest coverage, and no number where there is none."""
+"""Estimates: worked-out numbers, scipy's own, and no number where there is none; coverage is in the other file."""
 
 import math
 import subprocess
@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from evals.statistics import Estimate, Sample, difference, mean, perplexity, perplexity_ratio, ratio, shares
+from evals.intervals import Estimate, drawn
+from evals.statistics import difference, mean, perplexity, perplexity_ratio, ratio, shares
 from tasks.core.errors import DataError
 
 
@@ -36,26 +37,67 @@ def test_shares_count_a_tie_half_and_keep_what_is_no_number():
     assert math.isnan(shares([math.nan])[0])
 
 
-def test_interval_and_error_are_scipys_at_the_widened_level():
-    values = np.random.default_rng(3).normal(size=25)
-    found = mean(values, names(25)).estimate(0.9, seed=7, resamples=2000)
-    level = 1 - 2 * stats.norm.sf(math.sqrt(25 / 24) * stats.t.ppf(0.95, 24))
-    want = stats.bootstrap(
-        (np.sort(values), np.ones(25)),
-        lambda v, w, axis: v.sum(axis=axis) / w.sum(axis=axis),
-        paired=True, n_resamples=2000, confidence_level=level, rng=np.random.default_rng(7),
-    )  # fmt: skip
-    assert 0.9 < level < 0.93
-    again = mean(np.sort(values), names(25)).estimate(0.9, seed=7, resamples=2000)
-    assert (again.low, again.high) == pytest.approx(want.confidence_interval)
-    assert again.error == pytest.approx(want.standard_error * math.sqrt(25 / 24))
-    assert again.error == pytest.approx(values.std(ddof=1) / 5, rel=0.05)
-    assert found.value == pytest.approx(values.mean())
+def test_a_share_has_clopper_and_pearsons_interval_and_the_binomial_p():
+    for right, n in ((0, 5), (3, 10), (37, 80), (300, 300)):
+        spread = mean(np.repeat([1.0, 0.0], [right, n - right]), names(n), support=(0, 1)).spread(seed=0)
+        test, found = stats.binomtest(right, n, 0.6, alternative="greater"), spread.estimate(0.9)
+        want = stats.binomtest(right, n).proportion_ci(0.9, "exact")
+        assert (found.low, found.high) == pytest.approx((want.low, want.high), abs=1e-7)
+        assert spread.p_above(0.6) == pytest.approx(test.pvalue)
+        assert spread.p_below(0.6) == pytest.approx(stats.binomtest(right, n, 0.6, alternative="less").pvalue)
+
+
+@pytest.mark.parametrize(("won", "lost", "ties"), [(7, 1, 0), (7, 1, 32), (0, 3, 7), (40, 21, 239), (1, 0, 999)])
+def test_paired_right_or_wrong_is_mcnemars_exact_test_whatever_the_ties(won, lost, ties):
+    one = np.repeat([1.0, 0.0, 1.0], [won, lost, ties])
+    other = np.repeat([0.0, 1.0, 1.0], [won, lost, ties])
+    spread = mean(difference(one, other), names(won + lost + ties), support=(-1, 1)).spread(seed=0)
+    for p, way in ((spread.p_above(0.0), "greater"), (spread.p_below(0.0), "less")):
+        assert p == pytest.approx(stats.binomtest(won, won + lost, 0.5, alternative=way).pvalue)
+    wins = mean(shares(difference(one, other)), names(won + lost + ties), support=(0, 1)).spread(seed=0)
+    assert wins.p_above(0.5) == pytest.approx(spread.p_above(0.0))  # the same question in other words
+
+
+def test_what_is_counted_and_what_is_drawn_have_the_same_distribution():
+    sample = mean(np.repeat([1.0, 0.5, 0.0], [30, 40, 10]), names(80), support=(0, 1))
+    lows, highs = drawn(sample.columns, sample.of_totals, (0.0, 1.0), seed=0, resamples=20_000, batch=None)
+    spread = sample.spread(seed=0)
+    for tail in (0.01, 0.1, 0.4):
+        found = spread.estimate(1 - 2 * tail)
+        assert found.low == pytest.approx(float(np.quantile(lows, tail)), abs=0.003)
+        assert found.high == pytest.approx(float(np.quantile(highs, 1 - tail)), abs=0.003)
+
+
+def test_without_a_known_range_it_is_at_least_as_wide_as_students():
+    values = stats.norm.isf((np.arange(25) + 0.5) / 25)  # no skew at all
+    found = mean(values, names(25)).estimate(0.9, seed=7)
+    want = stats.ttest_1samp(values, 0).confidence_interval(0.9)
+    assert found.error == pytest.approx(stats.sem(values))
+    assert (found.low, found.high) == pytest.approx((want.low, want.high))
+    skewed = np.random.default_rng(3).exponential(size=25)
+    found, want = mean(skewed, names(25)).estimate(0.9, seed=7), stats.ttest_1samp(skewed, 0).confidence_interval(0.9)
+    assert found.low == pytest.approx(want.low)
+    assert found.high > want.high + 0.1  # the long tail may hold what was not drawn
+
+
+@pytest.mark.parametrize("support", [(-1.0, 1.0), (-3.0, 3.0), None])
+def test_p_values_and_intervals_never_disagree(support):
+    spread = mean(np.random.default_rng(1).integers(-1, 2, 30).astype(float), names(30), support=support).spread(seed=0)
+    for level in (0.6, 0.9, 0.99):
+        found = spread.estimate(level)
+        for bound in (found.low - 1e-6, found.low + 1e-6, found.high - 1e-6, found.high + 1e-6, 0.0):
+            assert (spread.p_above(bound) <= (1 - level) / 2 + 1e-12) == (bound <= found.low)
+            assert (spread.p_below(bound) <= (1 - level) / 2 + 1e-12) == (bound >= found.high)
+
+
+def test_values_outside_the_range_they_were_said_to_have_are_refused():
+    with pytest.raises(DataError, match="values from 0 to 2 where 0 to 1 was expected"):
+        mean(array(0, 2), names(2), support=(0, 1))
 
 
 def test_batch_and_order_of_rows_change_nothing_and_the_seed_does():
     draw = np.random.default_rng(0)
-    values, clusters = draw.normal(size=60), np.array([f"c{i % 20}" for i in range(60)])
+    values, clusters = draw.exponential(size=60), np.array([f"c{i % 20}" for i in range(60)])
     order = draw.permutation(60)
     one = mean(values, clusters).estimate(0.95, seed=1, resamples=1000)
     assert mean(values[order], clusters[order]).estimate(0.95, seed=1, resamples=1000) == one
@@ -81,41 +123,15 @@ def test_pairing_removes_what_the_two_share():
     assert 0.4 < paired.low < paired.high < 0.6
 
 
-@pytest.mark.parametrize(
-    ("draw", "support", "truth"),
-    [
-        (lambda rng: (rng.binomial(1, 0.8, 30).astype(float), np.ones(30)), (0.0, 1.0), 0.8),
-        (lambda rng: (rng.normal(1, 2, 10), np.ones(10)), None, 1.0),
-        (lambda rng: ((w := rng.poisson(20, 25) + 1.0) * rng.gamma(4, 0.25, 25), w), None, 1.0),
-    ],
-    ids=["share", "few", "ratio"],
-)
-def test_an_interval_covers_the_truth_about_as_often_as_it_says(draw, support, truth):
-    rng, misses = np.random.default_rng(11), 0
-    for _ in range(300):
-        columns = draw(rng)
-        found = Sample(columns, names(len(columns[0])), lambda a, b: a / b, support).estimate(0.9, seed=1, resamples=500)
-        misses += not found.low <= truth <= found.high
-    assert misses / 300 < 0.145  # 0.1 and 2.6 standard errors
-
-
-def test_the_smallest_effect_is_seen_four_times_of_five():
-    rng, n, seen = np.random.default_rng(5), 40, 0
-    effect = mean(rng.normal(size=4000), names(4000)).estimate(0.95, seed=0, resamples=1000).error * math.sqrt(4000 / n)
-    effect *= stats.t.ppf(0.975, n - 1) + stats.t.ppf(0.8, n - 1)
-    for _ in range(300):
-        found = mean(rng.normal(effect, 1, n), names(n)).estimate(0.95, seed=1, resamples=500)
-        seen += found.low >= 0
-    assert 0.7 < seen / 300 < 0.9
-
-
 def test_smallest_effect_and_items_needed_are_the_worked_out_ones():
-    found = Estimate(0.55, 0.45, 0.65, 0.95, 0.05, 100, 100)
-    want = (stats.t.ppf(0.975, 99) + stats.t.ppf(0.8, 99)) * 0.05
-    assert found.smallest_effect() == pytest.approx(want) == pytest.approx(0.1415, abs=1e-3)
-    assert found.items_needed(0.05) == math.ceil(100 * (want / 0.05) ** 2) == 801
+    found = Estimate(0.55, 0.45, 0.68, 0.95, 0.05, 100, 100)
+    power = stats.t.ppf(0.8, 99) * 0.05
+    assert found.smallest_effect("low") == pytest.approx(0.1 + power) == pytest.approx(0.1423, abs=1e-4)
+    assert found.smallest_effect() == found.smallest_effect("high") == pytest.approx(0.13 + power)
+    assert found.items_needed(0.05, "low") == math.ceil(100 * ((0.1 + power) / 0.05) ** 2) == 810
     assert found.items_needed(0.0) is None
     assert found._replace(error=0.0).items_needed(0.1) is None
+    assert found._replace(low=-math.inf).items_needed(0.1) is None
 
 
 def test_agreement_of_all_items_is_no_certainty_where_the_range_is_known():
@@ -125,24 +141,16 @@ def test_agreement_of_all_items_is_no_certainty_where_the_range_is_known():
     ties = mean(np.full(80, 0.5), names(80), support=(0, 1)).estimate(0.95, seed=0)
     assert ties.low == pytest.approx(1 - ties.high) == pytest.approx(0.4775, abs=1e-3)
     assert ties.error > 0
-    equal = ratio(array(3, 5), array(3, 5), names(2)).estimate(0.95, seed=0)
-    assert equal[:3] == (1, 1, 1)  # equal models: no difference on any item
-    assert equal.error == 0
+    level = mean(np.full(80, 0.3), names(80), support=(0, 1)).estimate(0.95, seed=0)
+    assert (level.low, level.high) == pytest.approx((0.3 - 0.045 * 0.3, 0.3 + 0.045 * 0.7), abs=2e-3)
+    assert level.error > 0
 
 
-def test_a_failed_bias_correction_falls_back_to_percentiles(monkeypatch):
-    real = stats.bootstrap
-
-    def broken(*args, **named):
-        result = real(*args, **named)
-        return type(result)(
-            type(result.confidence_interval)(math.nan, math.nan), result.bootstrap_distribution, result.standard_error
-        )
-
-    monkeypatch.setattr(stats, "bootstrap", broken)
-    values = np.random.default_rng(0).normal(size=30)
-    found = mean(values, names(30)).estimate(0.95, seed=0)
-    assert found.low < values.mean() < found.high
+def test_agreement_of_all_items_shows_nothing_where_the_range_is_not_known():
+    spread = ratio(array(3, 5), array(3, 5), names(2)).spread(seed=0)  # equal models: no difference on any item
+    assert spread.estimate(0.6)[:3] == (1, -math.inf, math.inf)
+    assert (spread.p_above(-1e9), spread.p_below(1e9)) == (1, 1)
+    assert spread.estimate(0.6).error == 0
 
 
 @pytest.mark.parametrize(
