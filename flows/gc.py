@@ -11,6 +11,7 @@ from tasks.core.errors import DataError
 from tasks.core.files import held, locked, remove, tree
 from tasks.core.lineage import Trace, trace
 from tasks.core.store import MANIFEST, Artifact, Store
+from tasks.review import questions
 
 
 @dataclass(frozen=True)
@@ -39,7 +40,7 @@ def waste(store: Store, *, keep_days: float, now: float | None = None) -> list[W
 
 
 def _needed(store: Store) -> set[str]:
-    """Keys reachable from any channel's history and from the last run of each flow over each plan."""
+    """Keys reachable from any channel's history, the last run of each flow over each plan, and runs that wait for a person."""
     roots: list[Artifact] = []
     for name in channels(store):
         for entry in history(store, name):
@@ -52,7 +53,8 @@ def _needed(store: Store) -> set[str]:
         whole = fields["status"] == "completed"  # a failed or lost run names only what it got to: it adds, and replaces nothing
         what = (fields["plan"]["name"], fields.get("flow", "align"))
         last[what] = refs if whole else [*last.get(what, []), *refs]
-    for ref in {ref for refs in last.values() for ref in refs}:
+    waiting = [question.made_of for question in questions(store, late=True)]
+    for ref in {ref for refs in (*last.values(), *waiting) for ref in refs}:
         if artifact := store.find(*ref.split("/", 1)):
             roots.append(artifact)
     keys: set[str] = set()

@@ -133,7 +133,7 @@ class Reviewing:
         question = Question(
             run_id=_id(), run=str(flow_run.name), plan=plan.name, subject=subject, evidence=evidence,  # pyright: ignore
             key=f"{PAUSE}{subject.digest[:12]}-{now:%Y%m%d%H%M%S%f}", since=now.isoformat(timespec="seconds"),
-            until=until.isoformat(timespec="seconds"),
+            until=until.isoformat(timespec="seconds"), made_of=tuple(map(self._store.ref, artifacts.values())),
         )  # fmt: skip
         ask(self._store, question)
         form = Review.with_initial_data(description=f"[Read this in a wide page](/artifacts/key/{key})\n\n{text}")

@@ -89,6 +89,8 @@ class Question(Spec):
     since: str
     until: str
     """UTC, ISO 8601: later, nobody in time has rejected it"""
+    made_of: tuple[str, ...] = ()
+    """artifacts that the release would be made of, as `kind/key`; garbage collection keeps them"""
     state: Literal["open", "late", "answered"] = "open"
     """late: its time is over; an answer that was given before, and nobody was there to hear, still counts"""
 

@@ -44,10 +44,9 @@ def task_states(client, run):
     ]
 
 
-def start(client, smoke, plan):
+def start(client, smoke, plan, *overrides):
     """Deploy a plan file and create a run of it."""
-    smoke.align("deploy", plan)
-    name = plan.removesuffix(".yaml")
+    name = smoke.align("deploy", plan, *overrides).partition("align/")[2].split()[0]
     [deployment] = [found for found in client.read_deployments() if found.name == name]
     return client.create_flow_run_from_deployment(deployment.id)
 

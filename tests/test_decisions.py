@@ -185,6 +185,17 @@ def test_garbage_collection_leaves_decisions_alone(store):
     assert sorted((store.root / ".decisions").rglob("*")) == before
 
 
+def test_garbage_collection_keeps_what_a_run_waits_with_and_not_what_was_answered(shop):
+    from flows.gc import waste
+
+    made = pipeline(shop, quality=0.0, gates=OPEN)
+    asked = question().model_copy(update={"made_of": tuple(map(shop.store.ref, made.values()))})
+    ask(shop.store, asked)
+    assert waste(shop.store, keep_days=0) == []
+    answered(shop.store, asked)
+    assert {item.path.name for item in waste(shop.store, keep_days=0)} == {artifact.key for artifact in made.values()}
+
+
 @pytest.mark.parametrize(
     ("text", "shown"),
     [

@@ -43,6 +43,7 @@ def browser(chromium, tmp_path):
                 profile, executable_path=chromium, args=_ARGUMENTS, viewport={"width": width, "height": height}, headless=True
             )
             opened.on("request", lambda asked: elsewhere.append(asked.url) if not _here(asked.url) else None)
+            opened.set_default_timeout(120_000)  # of a busy machine
             windows.append(opened)
             return opened.pages[0] if opened.pages else opened.new_page()
 
