@@ -102,7 +102,7 @@ def _gate(gate: Row) -> dict[str, str]:
         "found": shown(gate["estimate"], bounds),
         "interval": f"[{shown(gate['low'], bounds)}, {shown(gate['high'], bounds)}]",
         "at": percent(gate["level"]),
-        "p": probability(gate["p"]),
+        "p": probability(gate["p"]) if "p" in gate else "?",  # verdicts of before have none
         "n": str(gate["items"]),
         "smallest effect": "?" if gate["smallest_effect"] is None else f"{gate['smallest_effect']:.3g}",
         "note": gate["note"],

@@ -327,5 +327,5 @@ def _number(value: Json) -> float:
     return value
 
 
-COMPARISON = Stage("comparison", 1, "comparison", comparison)
+COMPARISON = Stage("comparison", 2, "comparison", comparison)
 """inputs: scores/base; sft, scores, merge, profile of each method as named by `part`"""

@@ -343,7 +343,7 @@ def clear(spec: ClearanceSpec, inputs: Mapping[str, Path], out: Path, run: Run) 
     return {**clearance._asdict()}
 
 
-HEALTH = Stage("health", 1, "health", health)
+HEALTH = Stage("health", 2, "health", health)
 """inputs: scores (of pairs and of answers_sft), answers (of the SFT policy), reward_model, policy, preferences"""
 CLEARANCE = Stage("clearance", 1, "health", clear)
 """inputs: health"""

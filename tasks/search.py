@@ -136,5 +136,5 @@ def _plain(item: object) -> str:
     return "/".join(map(str, item)) if isinstance(item, list) else f"{item:g}" if isinstance(item, float) else str(item)
 
 
-SEARCH = Stage("search", 1, "search", search)
+SEARCH = Stage("search", 2, "search", search)
 """inputs: scores by trial name; base where the metric compares with it"""

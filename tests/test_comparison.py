@@ -70,10 +70,11 @@ def score(spec, inputs, out, run):
     for i in range(N):
         name, group = f"i{i:03d}", f"c{i:03d}"
         jitter = spec.noise * (-1) ** i
+        uneven = 1 + 0.4 * (-1) ** i / WEIGHTS[i]  # 1 on average over tokens; what is the same for all items has no interval
         gain = 1.0 if i < spec.right else -1.0
         rows += [
-            row("answer_nll", name, 2 + HARD[i] - spec.answers + jitter, cluster=group, weight=WEIGHTS[i]),
-            row("text_nll", name, 3 + HARD[i] + spec.texts, cluster=group, weight=WEIGHTS[i]),
+            row("answer_nll", name, 2 + HARD[i] - spec.answers * uneven + jitter, cluster=group, weight=WEIGHTS[i]),
+            row("text_nll", name, 3 + HARD[i] + spec.texts * uneven, cluster=group, weight=WEIGHTS[i]),
             row("chosen_logp", name, -5 + HARD[i] + gain, cluster=group),
             row("rejected_logp", name, -5 - HARD[i], cluster=group),
         ]

@@ -13,7 +13,7 @@ from tasks.training_plot import picture
 GATE = {
     "metric": "reward_win_rate", "against": "parent", "at_least": 0.5, "at_most": None, "level": 0.95, "note": "",
     "demand": ">= 0.5 against parent", "verdict": "fail", "estimate": 0.25, "low": 0.1, "high": 0.4, "items": 80,
-    "smallest_effect": 0.18, "sentence": "reward_win_rate: no",
+    "smallest_effect": 0.18, "p": 0.0004, "sentence": "reward_win_rate: no",
 }  # fmt: skip
 
 
@@ -73,7 +73,7 @@ def test_the_gate_table_says_each_verdict_in_a_named_column(tmp_path):
     [row] = table(artifact)
     assert row == {
         "verdict": "❌ fail", "metric": "reward_win_rate", "need": ">= 0.5 against parent", "found": "0.250",
-        "interval": "[0.100, 0.400]", "at": "95%", "n": "80", "smallest effect": "0.18", "note": "",
+        "interval": "[0.100, 0.400]", "at": "95%", "p": "<0.001", "n": "80", "smallest effect": "0.18", "note": "",
     }  # fmt: skip
     assert headline(artifact) == "fail: 0 of 1 gates hold"
     assert table(made(tmp_path, "sft", "policy", {"model": ""}, {})) == []

@@ -1,7 +1,7 @@
 # pyright: basic
 """How often gates promote what they should not, and find what is there: simulated gates, judged by the code of the real ones.
 
-python -m tests.bench.calibration [false] [several] [power] [--gates 2000]     the tables of docs/calibration.md
+python -m tests.bench.calibration [false] [several] [power] [--gates 1000]     the tables of docs/calibration.md
 
 In every case the truth lies exactly on the bound, so each pass is a false promotion.  At level 0.95 an interval may end on the
 wrong side of the truth 2.5 % of the time at each end; a gate bounds one end.
@@ -257,14 +257,14 @@ def main() -> None:
     """Print the tables that were asked for."""
     options = argparse.ArgumentParser()
     options.add_argument("what", nargs="*", default=["false", "several", "power"])
-    options.add_argument("--gates", type=int, default=2000)
+    options.add_argument("--gates", type=int, default=1000)
     asked = options.parse_args()
     started = time.perf_counter()
     if "false" in asked.what:
         _table(["at least / at most, % passed", *(f"n={n}" for n in SIZES)], [], end="")
         worst = 0.0
         for name, case in CASES.items():
-            found = [false_promotions(case, n, asked.gates // (2 if n == SIZES[-1] else 1)) for n in SIZES]
+            found = [false_promotions(case, n, asked.gates // (4 if n == SIZES[-1] else 1)) for n in SIZES]
             worst = max(worst, *(max(pair) for pair in found))
             _line([name, *(f"{_percent(low)} / {_percent(high)}" for low, high in found)])
         slack = 3 * (ALLOWED * (1 - ALLOWED) / asked.gates) ** 0.5
