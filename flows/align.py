@@ -23,8 +23,8 @@ def align(plan: AnyPlan, rerun: str | None = None) -> str:
     """
     workshop = plan.workshop()
     build = Submit(workshop, plan.name, frozenset([rerun] if rerun else ()), tell)
-    with recorded("align", plan, build):
-        review = Reviewing(plan, build)
+    with recorded("align", plan, build) as settle:
+        review = Reviewing(plan, build, settle)
         review.hear()  # this run was suspended, and somebody decided
         pipeline(plan, review)
         # one branch failed: the others still finish, and their artifacts stay

@@ -4,7 +4,7 @@ Prefect's own memory of answers is not enough: a retry, another run of the same 
 the answer is kept in the store by the digest of what was decided on, and asked for only where nothing is kept.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from typing import Any, Literal
@@ -59,9 +59,9 @@ class Review(RunInput):
 class Reviewing:
     """Submits stages; before the release it asks a person, where the verdict or the plan wants one."""
 
-    def __init__(self, plan: AnyPlan, build: Submit) -> None:
-        """Submit with `build`."""
-        self._plan, self._build = plan, build
+    def __init__(self, plan: AnyPlan, build: Submit, settle: Callable[[], None]) -> None:
+        """Submit with `build`; `settle` is called before the run is suspended."""
+        self._plan, self._build, self._settle = plan, build, settle
         self._store = build.workshop.store
 
     def __call__(self, stage: Stage, spec: Spec, inputs: Mapping[str, Any], *, name: str | None = None) -> PrefectFuture[str]:
@@ -136,6 +136,7 @@ class Reviewing:
             until=until.isoformat(timespec="seconds"), made_of=tuple(map(self._store.ref, artifacts.values())),
         )  # fmt: skip
         ask(self._store, question)
+        self._settle()
         form = Review.with_initial_data(description=f"[Read this in a wide page](/artifacts/key/{key})\n\n{text}")
         suspend_flow_run(wait_for_input=form, timeout=max(1, round(asked.review_days * 86_400)), key=question.key)
         raise GateError(f"{no}; the server did not suspend this run")

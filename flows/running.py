@@ -46,8 +46,11 @@ def _stamped(plan: str, flow: str) -> str:
 
 
 @contextmanager
-def recorded(flow: str, plan: Asked, build: Submit) -> Generator[None]:
-    """Record a run of `flow` while the body runs; whatever ends the body ends every child and wait of this process too."""
+def recorded(flow: str, plan: Asked, build: Submit) -> Generator["Callable[[], None]"]:
+    """Record a run of `flow` while the body runs; whatever ends the body ends every child and wait of this process too.
+
+    Gives what a body calls before it suspends the run: from then on Prefect answers no question about what was built.
+    """
     record = _Record(flow, build.workshop.store, plan)
     stop.allow()
     if worker := os.environ.get(PARENT):
@@ -55,7 +58,7 @@ def recorded(flow: str, plan: Asked, build: Submit) -> Generator[None]:
     with locked(record.lock):  # the kernel lets go of it, however this process dies
         record.open()
         try:
-            yield
+            yield lambda: record.settle(build)
         except BaseException as error:
             stop.stop()
             record.close(build, error)
@@ -106,17 +109,22 @@ class _Record:
         """Note that the run began."""
         write_json(self._path, self._fields)
 
-    def close(self, build: Submit, error: BaseException | None) -> None:
-        """Note which artifacts the stages ended with, and how the run did."""
+    def settle(self, build: Submit) -> None:
+        """Remember which artifacts the stages ended with."""
         steps: dict[str, Json] = {}
         for name, future in build.futures.items():
             done = future.state.is_completed()
             steps[name] = {"state": future.state.name, "artifact": future.result() if done else None}
+        self._fields["steps"] = steps
+
+    def close(self, build: Submit, error: BaseException | None) -> None:
+        """Note which artifacts the stages ended with, and how the run did."""
+        if not isinstance(error, Pause):
+            self.settle(build)
         self._fields |= {
             "finished": datetime.now(UTC).isoformat(timespec="seconds"),
             "status": _status(error),
             "error": None if error is None or isinstance(error, Pause) else str(error) or type(error).__name__,
-            "steps": steps,
         }
         write_json(self._path, json.loads(json.dumps(self._fields)))
         if error is None or isinstance(error, Exception | Pause):
