@@ -6,7 +6,7 @@ how good one of them is: two intervals that overlap may hide a difference that i
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal, NamedTuple
 
@@ -65,7 +65,7 @@ def pooled(samples: Sequence[Sample]) -> Sample:
     if any(not np.array_equal(sample.clusters, first.clusters) for sample in samples):
         raise DataError("the seeds of one method were measured on different items; measure them afresh?")
     columns = tuple(np.mean(columns, axis=0) for columns in zip(*(sample.columns for sample in samples), strict=True))
-    return Sample(columns, first.clusters, first.of_totals, first.support)
+    return replace(first, columns=columns)
 
 
 class Middle(NamedTuple):

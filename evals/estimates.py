@@ -112,7 +112,7 @@ def _difference(candidate: Series, other: Series) -> Sample:
 
 
 def _length_ratio(candidate: Series, other: Series) -> Sample:
-    return ratio(candidate.values, other.values, candidate.clusters)
+    return ratio(candidate.values, other.values, candidate.clusters, positive=True)
 
 
 def _macro_f1(predicted: Series, true: Series) -> Sample:
@@ -128,7 +128,7 @@ def _share_of(part: Series, whole: Series) -> Sample:
 
 
 def _ratio_of(above: Series, below: Series) -> Sample:
-    return ratio(above.values, below.values, above.clusters)
+    return ratio(above.values, below.values, above.clusters, positive=True)
 
 
 def _perplexity(series: Series) -> Sample:

@@ -162,6 +162,25 @@ class Scaled:
 
 
 @dataclass(frozen=True)
+class Exponential:
+    """`side` of a logarithm, as that of the quantity itself; sign -1: both of minus those."""
+
+    side: Drawn | Counted | Scaled
+    sign: Literal[1, -1]
+
+    def p(self, bound: float) -> float:
+        """One-sided p-value against a true quantity below `bound`."""
+        place = self.sign * bound
+        if place <= 0:  # the quantity is above 0
+            return 0.0 if self.sign == 1 and self.side is not UNKNOWN else 1.0
+        return self.side.p(self.sign * math.log(place))
+
+    def end(self, tail: float) -> float:
+        """The highest bound whose p is at most `tail`."""
+        return self.sign * math.exp(min(self.sign * self.side.end(tail), 700.0)) if self.side is not UNKNOWN else -math.inf
+
+
+@dataclass(frozen=True)
 class Spread:
     """A value and what it may be instead."""
 
@@ -169,9 +188,9 @@ class Spread:
     error: float
     items: int
     clusters: int
-    lower: Drawn | Scaled
+    lower: Drawn | Scaled | Exponential
     """of the quantity"""
-    upper: Drawn | Scaled
+    upper: Drawn | Scaled | Exponential
     """of minus the quantity"""
 
     def p_above(self, bound: float) -> float:

@@ -13,7 +13,7 @@ from typing import Any, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from evals.intervals import UNKNOWN, Drawn, Estimate, Floats, Spread, counted, drawn
+from evals.intervals import UNKNOWN, Drawn, Estimate, Exponential, Floats, Spread, counted, drawn
 from tasks.core.errors import DataError
 
 Texts: TypeAlias = npt.NDArray[Any]
@@ -34,6 +34,8 @@ class Sample:
     """K totals of any one shape -> values of that shape"""
     support: Range | None = None
     """what the quantity of a single item can be at least and at most, if that is known"""
+    positive: bool = False
+    """it is above 0 and means as much doubled as halved: without support, it is judged by its logarithm"""
 
     def __post_init__(self) -> None:
         """Refuse what no estimate can come from."""
@@ -55,7 +57,8 @@ class Sample:
 
         - Means of shares, wins and their differences, an item a cluster: exact (`intervals.Counted`), nothing is drawn.
         - Other quantities of known support: random weights, and an unseen cluster at the pessimistic end (`intervals.drawn`).
-        - Without support: Student's t on jackknife values, or such weights with an end guessed from the skew if that is wider.
+        - Without support: Student's t on jackknife values, or such weights with an end guessed from the skew if that is wider;
+          of the logarithm, if `positive`.
 
         Equal items, seed and resamples give equal numbers, whatever the order of the rows or `batch`.  Raises DataError for fewer
         than two clusters, and where the quantity does not exist without some cluster (a total of zero below the line).
@@ -65,10 +68,15 @@ class Sample:
         if n < 2:
             raise DataError(f"{len(self.clusters)} items in 1 conversation: an interval needs at least 2 conversations")
         sums = [column.sum() for column in totals]
+        logs = self.positive and not self.support
+
+        def quantity(*drawn: Any) -> Any:  # noqa: ANN401  numbers or arrays of one shape
+            return np.log(self.of_totals(*drawn)) if logs else self.of_totals(*drawn)
+
         with np.errstate(all="ignore"):
-            value = float(self.of_totals(*sums))
-            without = self.of_totals(*(total - column for total, column in zip(sums, totals, strict=True)))
-            alone = self.of_totals(*totals)
+            value = float(quantity(*sums))
+            without = quantity(*(total - column for total, column in zip(sums, totals, strict=True)))
+            alone = quantity(*totals)
             parts = n * value - (n - 1) * np.asarray(without, dtype=np.float64)
         if not np.isfinite(parts).all():
             raise DataError(
@@ -83,10 +91,13 @@ class Sample:
             sides = UNKNOWN, UNKNOWN
         if not sides:
             ends = self.support or _guessed_ends(value, parts)
-            lows, highs = drawn(totals, self.of_totals, ends, seed=seed, resamples=resamples, batch=batch)
+            lows, highs = drawn(totals, quantity, ends, seed=seed, resamples=resamples, batch=batch)
             student = [None if self.support else (sign * value, error, n - 1) for sign in (1, -1)]
             worst = self.support or (-np.inf, np.inf)
             sides = Drawn(lows, worst[0], student[0]), Drawn(-highs[::-1], -worst[1], student[1])
+        if logs:  # the error of exp(x) is exp(x) times that of x, to first order
+            value = float(self.of_totals(*sums))
+            return Spread(value, value * error, len(self.clusters), n, Exponential(sides[0], 1), Exponential(sides[1], -1))
         return Spread(value, error, len(self.clusters), n, *sides)
 
     def _cluster_totals(self) -> tuple[Floats, ...]:
@@ -107,9 +118,9 @@ def mean(values: Floats, clusters: Texts, *, support: Range | None = None) -> Sa
     return Sample((values, np.ones(len(values))), clusters, lambda total, count: total / count, support)
 
 
-def ratio(above: Floats, below: Floats, clusters: Texts, *, support: Range | None = None) -> Sample:
+def ratio(above: Floats, below: Floats, clusters: Texts, *, support: Range | None = None, positive: bool = False) -> Sample:
     """Total over total, both measured on the same items."""
-    return Sample((above, below), clusters, lambda a, b: a / b, support)
+    return Sample((above, below), clusters, lambda a, b: a / b, support, positive)
 
 
 def macro_f1(predicted: Floats, true: Floats, clusters: Texts) -> Sample:
@@ -151,7 +162,7 @@ def perplexity(nll: Floats, tokens: Floats, clusters: Texts) -> Sample:
     """exp of the token-weighted mean negative log-likelihood.  nll: mean per token of each item, nats; (n,)."""
     if bad := int(np.count_nonzero(~(tokens > 0))):
         raise DataError(f"{bad} of {len(tokens)} items have no tokens, so they have no likelihood per token")
-    return Sample((nll * tokens, tokens), clusters, lambda nats, count: np.exp(nats / count))
+    return Sample((nll * tokens, tokens), clusters, lambda nats, count: np.exp(nats / count), positive=True)
 
 
 def perplexity_ratio(nll: Floats, reference: Floats, tokens: Floats, clusters: Texts) -> Sample:

@@ -90,7 +90,7 @@ def _perplexities(drift: float) -> Callable[..., Sample]:
 
 def _lengths(rng: Any, n: int, effect: float) -> Sample:
     one, other = (np.ceil(rng.lognormal(3.5, 0.8, n)) for _ in range(2))
-    return ratio(one * (1 - effect), other, _names(n))
+    return ratio(one * (1 - effect), other, _names(n), positive=True)
 
 
 def _perplexity(rng: Any, n: int, effect: float) -> Sample:

@@ -90,6 +90,20 @@ def test_p_values_and_intervals_never_disagree(support):
             assert (spread.p_below(bound) <= (1 - level) / 2 + 1e-12) == (bound >= found.high)
 
 
+def test_a_positive_ratio_is_judged_by_its_logarithm_so_either_way_round_says_the_same():
+    one, other = (np.random.default_rng(seed).lognormal(0, 1, 30) for seed in (1, 2))
+    spread, turned = (ratio(a, b, names(30), positive=True).spread(seed=0) for a, b in ((one, other), (other, one)))
+    found, inverse = spread.estimate(0.9), turned.estimate(0.9)
+    assert found.low == pytest.approx(1 / inverse.high, rel=0.02)
+    assert spread.p_above(0.8) == pytest.approx(turned.p_below(1.25), abs=0.01)
+    assert (spread.p_above(-1.0), spread.p_below(-1.0)) == (0.0, 1.0)
+    assert found.error == pytest.approx(found.value * inverse.error / inverse.value, rel=0.02)
+    for bound in (found.low * 0.999, found.low * 1.001):
+        assert (spread.p_above(bound) <= 0.05) == (bound <= found.low)
+    same = ratio(one, one, names(30), positive=True).spread(seed=0)
+    assert same.estimate(0.9)[:3] == (1.0, -math.inf, math.inf)
+
+
 def test_values_outside_the_range_they_were_said_to_have_are_refused():
     with pytest.raises(DataError, match="values from 0 to 2 where 0 to 1 was expected"):
         mean(array(0, 2), names(2), support=(0, 1))
