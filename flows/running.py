@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from datetime import UTC, datetime
@@ -32,11 +33,15 @@ def tell(event: Event) -> None:
 
 
 def named(flow: str) -> Callable[[], str]:
-    """How runs of `flow` are called on the server: the plan's name, the flow's unless it is the main one, the time."""
+    """How runs of `flow` are called on the server: the plan's name, the flow's unless it is the main one, the time.
+
+    Prefect asks again when a run goes on after it was suspended or retried: it keeps the name that people know.
+    """
 
     def name() -> str:
         parameters: dict[str, Any] = flow_run.parameters  # pyright: ignore[reportAttributeAccessIssue]
-        return _stamped(parameters["plan"].name, flow)
+        now, before = _stamped(parameters["plan"].name, flow), str(flow_run.name)  # pyright: ignore[reportAttributeAccessIssue]
+        return before if re.sub(r"\d{8}-\d{6}$", "", before) == re.sub(r"\d{8}-\d{6}$", "", now) else now
 
     return name
 
