@@ -14,11 +14,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from tasks import estimate
 from tasks.core.contract import Progress, Run
 from tasks.core.errors import AlignError, DataError
 from tasks.ppo import PpoSpec
 from tasks.rewarding import Answer, ModelReward, normalised, total, values
 from tasks.training.fit import REWARD_OF
+from tasks.training.lean import give_back
 from tasks.training.objective import advantages, explained_variance, token_rewards, whitened
 from tasks.training.roles import Clearance, OwnReward, Roles, Said, SharedReward
 from tasks.training.rollout import Engine, Rollout, asks, rollout_path
@@ -69,6 +71,11 @@ class Practice:
     heldout: Sequence[dict[str, Any]] = field(default_factory=list)
     """held-out pairs, tokenised"""
 
+    @property
+    def wide(self) -> int:
+        """Answers at once where nothing is learned; as few as in an update where memory is short enough to recompute."""
+        return self.micro * (1 if self.run.execution.gradient_checkpointing else estimate.ROLLOUT_ROWS)
+
     def iteration(self, number: int, coefficient: float) -> Iteration:
         """Iteration `number`: taken up from disk, or sampled with the policy as it is now."""
         path = rollout_path(self.run.work, number)
@@ -82,6 +89,7 @@ class Practice:
         def progress(done: int, of: int) -> None:
             self.run.progress(Progress(done, of, {"rollout": float(number)}))
 
+        give_back(self.roles.device)  # what updates left must not lie under what sampling needs, nor the other way round
         with torch.no_grad():
             with self.roles.policy():
                 answers = self.engine.answers(asked, progress)
@@ -90,6 +98,7 @@ class Practice:
             due = self.heldout and number % self.spec.stop.every == 0
             heldout = self.heldout_logp() if due else None
             told = self._told(prompts, answers, self._order(number, 0, prompts, answers))
+        give_back(self.roles.device)
         return Rollout(
             prompts=list(self.asked[number]), answers=answers, finished_N=finished, score_N=score, entry_EN=entries,
             coefficient=coefficient, heldout=heldout, **told,
@@ -121,8 +130,14 @@ class Practice:
         return torch.tensor(score, dtype=wide) - torch.tensor(less, dtype=wide), torch.tensor(columns, dtype=wide), finished_N
 
     def _told(self, prompts: list[list[int]], answers: list[list[int]], order: Sequence[int]) -> dict[str, Tensor]:
-        """What policy, reference and value model say of each token, in the very batches in which the first epoch is learned."""
+        """What policy, reference and value model say of each token.
+
+        The policy is asked in the very batches in which the first epoch is learned, so that its ratios start at 1; the others
+        in wide ones, which cost less each.
+        """
         batches = [order[at : at + self.micro] for at in range(0, len(order), self.micro)]
+        by_size = sorted(order, key=lambda i: (-len(prompts[i]) - len(answers[i]), i))
+        wide = [by_size[at : at + self.wide] for at in range(0, len(order), self.wide)]
         found: dict[str, list[Tensor]] = {name: [torch.empty(0)] * len(answers) for name in _TOLD}
 
         def keep(name: str, batch: Sequence[int], said: Said, numbers_BR: Tensor) -> None:
@@ -136,10 +151,10 @@ class Practice:
                 keep("logp_S", batch, said, logp_BR)
                 keep("entropy_S", batch, said, entropy_BR)
         with self.roles.reference():
-            for batch, said in self._said(prompts, answers, batches):
+            for batch, said in self._said(prompts, answers, wide):
                 keep("reference_S", batch, said, self.roles.log_probs(said, **how)[0])
         with self.roles.value():
-            for batch, said in self._said(prompts, answers, batches):
+            for batch, said in self._said(prompts, answers, wide):
                 keep("value_S", batch, said, self.roles.values(said))
         return {name: torch.cat(parts) for name, parts in found.items()}
 

@@ -26,6 +26,7 @@ from tasks.policy import ADAPTERS, MODEL, PolicyRecord, read_record
 from tasks.training.adapters import METHOD, Start
 from tasks.training.batches import padded
 from tasks.training.data import Encoder, Messages, scored_ids
+from tasks.training.lean import lean
 from tasks.training.models import WEIGHTS, checked_source, load
 from tasks.training.objective import of_tokens
 from tasks.training.reward import score_texts
@@ -92,6 +93,7 @@ class Roles(torch.nn.Module):
             self._reference = REFERENCE
         if checkpointing:
             self.model.get_base_model().activation_checkpointing_enable({"use_reentrant": False})
+        lean(self.model)
 
     def add_value(self, reward: "SharedReward | None", clearance: Clearance | None, weight: float) -> str:
         """A value model: it starts as `reward`, in the units of the normalised and weighted score, or fresh; says how."""
@@ -107,6 +109,7 @@ class Roles(torch.nn.Module):
             how = "the reward model's adapter and head, in units of the normalised score"
         self._trained, self._flags = [POLICY, VALUE], None
         _without_dropout(self)
+        lean(self.model)  # layers that only another role's adapter has
         self._settle()
         return how
 
@@ -182,15 +185,18 @@ class Roles(torch.nn.Module):
         hook = base.get_output_embeddings().register_forward_pre_hook(picked)
         try:
             with self._precision():
-                logits_NV = base(**_given(said), logits_to_keep=width + 1).logits[0].float()
+                logits_1NV = base(**_given(said), logits_to_keep=width + 1).logits.float()
         finally:
             hook.remove()
-        logits_NV = logits_NV if temperature == 1 else logits_NV / temperature
+        # In place: nobody else looks at the logits, which are by far the largest tensor here.
+        if temperature != 1:
+            logits_1NV.div_(temperature)
         if silent:
-            early_N = (said.place_BR < silent)[there_BR]
-            stops_V = torch.zeros(logits_NV.shape[1], dtype=torch.bool, device=self.device)
-            stops_V[sorted(self.encoder.stops)] = True
-            logits_NV = logits_NV.masked_fill(early_N[:, None] & stops_V, torch.finfo(torch.float32).min / 2)
+            early_N = (said.place_BR < silent)[there_BR].nonzero()[:, 0]
+            stops_W = torch.tensor(sorted(self.encoder.stops), device=self.device)
+            least = logits_1NV.new_tensor(torch.finfo(torch.float32).min / 2)
+            logits_1NV.index_put_((torch.zeros_like(early_N)[:1, None], early_N[:, None], stops_W[None]), least)
+        logits_NV = logits_1NV[0]
         token_N = said.ids_BT[:, -width:][there_BR]
         logp_N, spread_N = of_tokens(logits_NV, token_N, entropy=entropy)
         empty_BR = torch.zeros_like(said.answer_BR)
