@@ -31,7 +31,7 @@ check: setup ## format, lint, types, layers, SQL, generated docs
 	$(BIN)/cog --check README.md docs/plan.md docs/advice.md docs/suites.md
 
 tests: setup ## unit tests and the slow ones, a file at a time on each core
-	$(BIN)/pytest -n logical --maxprocesses 4 --dist loadgroup --no-loadscope-reorder
+	$(BIN)/pytest -n logical --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
 bench: setup ## measure speed; writes bench-results/
 	$(BIN)/python -m tests.bench.run

@@ -17,18 +17,10 @@ if "PYTEST_XDIST_WORKER" in os.environ:  # the cores are busy with other files a
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
-@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items):
-    """A core takes a file at a time, those with slow tests first; files that look at the same finished plan are one."""
-    slow, sharing = set(), set()
-    for item in items:
-        if item.get_closest_marker("slow"):
-            slow.add(item.path)
-        if "smoke" in getattr(item, "fixturenames", ()):
-            sharing.add(item.path)
-    items.sort(key=lambda item: (item.path not in sharing, item.path not in slow))
-    for item in items:
-        item.add_marker(pytest.mark.xdist_group("smoke" if item.path in sharing else item.path.stem))
+    """Files with slow tests come first: each core takes a file at a time, and the last ones should be short."""
+    slow = {item.path for item in items if item.get_closest_marker("slow")}
+    items.sort(key=lambda item: item.path not in slow)
 
 
 @pytest.fixture(scope="session")
