@@ -18,10 +18,10 @@ from tasks import estimate
 from tasks.core.contract import Progress, Run
 from tasks.core.errors import AlignError, DataError
 from tasks.ppo import PpoSpec
-from tasks.rewarding import Answer, ModelReward, normalised, total, values
-from tasks.training.fit import REWARD_OF
+from tasks.rewarding import wants_model
 from tasks.training.lean import give_back
 from tasks.training.objective import advantages, explained_variance, token_rewards, whitened
+from tasks.training.rewarder import Rewarder
 from tasks.training.roles import Clearance, OwnReward, Roles, Said, SharedReward
 from tasks.training.rollout import Engine, Rollout, asks, rollout_path
 from tasks.training.stops import check_finite
@@ -104,30 +104,19 @@ class Practice:
             coefficient=coefficient, heldout=heldout, **told,
         )  # fmt: skip
 
+    @property
+    def _rewarder(self) -> Rewarder:
+        if wants_model(self.spec.rewards) and (self.reward is None or self.clearance is None):
+            raise AlignError("ppo: a reward by the reward model, and neither it nor a clearance is there")
+        scale = self.clearance._asdict() if self.clearance else {}
+        return Rewarder(self.spec, self.roles.encoder, self.rows, self.reward, **scale, batch=4 * self.micro)
+
     def _rewarded(self, numbers: Sequence[int], answers: Sequence[list[int]]) -> tuple[Tensor, Tensor, Tensor]:
         """Total, value of each entry, and whether it ended by itself, of each answer."""
-        encoder, spec = self.roles.encoder, self.spec
-        found: list[Answer] = []
-        for number, tokens in zip(numbers, answers, strict=True):
-            row, finished = self.rows[number], tokens[-1] in encoder.stops
-            said = tokens[:-1] if finished else tokens
-            text = encoder.tokenizer.decode(said, skip_special_tokens=True, clean_up_tokenization_spaces=False)
-            found.append(Answer(str(text), len(said), finished, row["reference"], row["id"]))
-        columns: list[list[float]] = []
-        for entry in spec.rewards:
-            if isinstance(entry, ModelReward):
-                if self.reward is None or self.clearance is None:
-                    raise AlignError("ppo: a reward by the reward model, and neither it nor a clearance is there")
-                texts = [(self.rows[number]["prompt"], answer.text) for number, answer in zip(numbers, found, strict=True)]
-                scores = self.reward.scores(texts, 4 * self.micro)
-                columns.append(normalised(entry, scores, **self.clearance._asdict()))
-            else:
-                columns.append(values(entry, found))
-        score = total(spec.rewards, columns)
-        less = [spec.missing_eos_penalty * (not answer.finished) for answer in found]
+        found = self._rewarder(numbers, answers)
+        finished_N = torch.tensor([answer.finished for answer in found.answers])
         wide = torch.float64
-        finished_N = torch.tensor([answer.finished for answer in found])
-        return torch.tensor(score, dtype=wide) - torch.tensor(less, dtype=wide), torch.tensor(columns, dtype=wide), finished_N
+        return torch.tensor(found.total, dtype=wide), torch.tensor([*found.entries.values()], dtype=wide), finished_N
 
     def _told(self, prompts: list[list[int]], answers: list[list[int]], order: Sequence[int]) -> dict[str, Tensor]:
         """What policy, reference and value model say of each token.
@@ -202,9 +191,8 @@ class Practice:
             "explained_variance": explained_variance(value_BR, return_BR, mask_BR),
             "answer_tokens": sum(map(len, answers)) / len(answers), "finished": float(rollout.finished_N.double().mean()),
         }  # fmt: skip
-        names = [entry.rule for entry in spec.rewards]
-        for at, (name, column) in enumerate(zip(names, rollout.entry_EN, strict=True)):
-            facts[REWARD_OF + (name if names.count(name) == 1 else f"{name}-{at + 1}")] = float(column.mean())
+        for name, column in zip(self._rewarder.names(), rollout.entry_EN, strict=True):
+            facts[name] = float(column.mean())
         check_finite(number, **{name: facts[name] for name in ("reward", "kl", "entropy")}, value=float(value_BR.sum()))
         if rollout.heldout is not None:
             facts[HELDOUT] = rollout.heldout

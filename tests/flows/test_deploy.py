@@ -2,13 +2,10 @@
 
 import json
 import signal
-import subprocess
-import sys
-import time
-from contextlib import contextmanager
 
 import pytest
-from smoke import PLAN, ROOT, write_smoke
+from serving_runs import until, worker
+from smoke import PLAN, write_smoke
 from test_interrupted import children
 
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore")]
@@ -22,30 +19,6 @@ def client(prefect_server):
 
     with temporary_settings({PREFECT_API_URL: prefect_server}), get_client(sync_client=True) as found:
         yield found
-
-
-def until(what, seconds, poll=0.3):
-    """The first true value of `what()`, asked again until then."""
-    deadline = time.monotonic() + seconds
-    while not (found := what()):
-        assert time.monotonic() < deadline, f"not within {seconds} s: {what}"
-        time.sleep(poll)
-    return found
-
-
-@contextmanager
-def worker(smoke):
-    """`align worker` as a process; ended politely if it still runs."""
-    command = [sys.executable, "-m", "flows.cli", "worker"]
-    with (smoke.folder / "worker.log").open("w") as log:
-        process = subprocess.Popen(
-            command, cwd=smoke.folder, env=smoke.environment | {"PYTHONPATH": str(ROOT)}, stdout=log, stderr=log
-        )
-    try:
-        yield process
-    finally:
-        process.terminate()
-        process.wait(30)
 
 
 def runs(client, deployment):
