@@ -44,11 +44,16 @@ def task_states(client, run):
     ]
 
 
+def deployed(client, name):
+    """The one deployment of this name: the server may serve other tests' plans too."""
+    [found] = [deployment for deployment in client.read_deployments() if deployment.name == name]
+    return found
+
+
 def start(client, smoke, plan, *overrides):
     """Deploy a plan file and create a run of it."""
     name = smoke.align("deploy", plan, *overrides).partition("align/")[2].split()[0]
-    [deployment] = [found for found in client.read_deployments() if found.name == name]
-    return client.create_flow_run_from_deployment(deployment.id)
+    return client.create_flow_run_from_deployment(deployed(client, name).id)
 
 
 def state(client, run):

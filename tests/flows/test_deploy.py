@@ -4,7 +4,7 @@ import json
 import signal
 
 import pytest
-from serving_runs import until, worker
+from serving_runs import deployed, until, worker
 from smoke import PLAN, write_smoke
 from test_interrupted import children
 
@@ -51,7 +51,7 @@ def test_a_schedule_fires_and_the_worker_runs_it_from_the_store(smoke, client):
     printed = smoke.align("deploy", "cron.yaml")  # again: it is changed, not doubled
     assert "align/smoke deployed" in printed
     assert "* * * * * (UTC)" in printed
-    [deployment] = client.read_deployments()
+    deployment = deployed(client, "smoke")
     assert [schedule.schedule.cron for schedule in deployment.schedules] == ["* * * * *"]
     try:
         with worker(smoke) as process:
@@ -71,7 +71,7 @@ def test_a_schedule_fires_and_the_worker_runs_it_from_the_store(smoke, client):
 
 def test_a_plan_without_a_schedule_waits_for_a_person_and_a_bad_one_is_refused(smoke, client):
     assert "no schedule: start it in the UI" in smoke.align("deploy", "plan.yaml")
-    [deployment] = client.read_deployments()
+    deployment = deployed(client, "smoke")
     assert deployment.schedules == []
     client.delete_deployment(deployment.id)
     bad = smoke.align("deploy", "plan.yaml", "--set", "schedule={cron: sometimes}", code=2)
@@ -90,7 +90,7 @@ def test_a_cancelled_run_and_a_stopped_or_killed_worker_leave_no_child_and_no_ru
     smoke = write_smoke(tmp_path / "long", prefect_server)
     (smoke.folder / "plan.yaml").write_text(LONG)
     smoke.align("deploy", "plan.yaml")
-    [deployment] = client.read_deployments()
+    deployment = deployed(client, "long")
 
     def training():
         """A new flow run, as far as its first training child."""
@@ -145,7 +145,7 @@ def test_a_run_killed_for_good_is_marked_lost_by_the_next_command(tmp_path, pref
     run = client.read_flow_run(json.loads(path.read_text())["flow_run"])
     assert run.state.name == "Running"  # nobody was left to say otherwise
     smoke.align("deploy", "plan.yaml")
-    client.delete_deployment(client.read_deployments()[0].id)
+    client.delete_deployment(deployed(client, "long").id)
     run = client.read_flow_run(run.id)
     assert run.state.name == "Crashed"
     assert "the process of this run was killed" in run.state.message
