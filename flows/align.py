@@ -1,6 +1,7 @@
 """The flow `align`: the pipeline as a Prefect flow run, one task run per stage, then the channel moves."""
 
 from prefect import flow
+from prefect.runtime import flow_run
 from prefect.task_runners import ThreadPoolTaskRunner
 
 from flows.reviewing import Reviewing
@@ -32,5 +33,6 @@ def align(plan: AnyPlan, rerun: str | None = None) -> str:
         if failed:
             raise failed[0]
         release = build.futures["release"].result()
-        promote(workshop.store, plan.release.channel, workshop.store.at(release))
+        by = f"run {flow_run.name}"  # pyright: ignore[reportAttributeAccessIssue]
+        promote(workshop.store, plan.release.channel, workshop.store.at(release), why=f"released by plan {plan.name}", by=by)
     return release

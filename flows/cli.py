@@ -199,21 +199,42 @@ def lineage(
 
 
 @cli.command()
-def releases(store: StoreRoot = None, json_: Json = False) -> None:
-    """List the channels, what they point to and what they pointed to.  Example: align releases"""
-    from flows.inspect import releases as listed
+def releases(
+    channel: Annotated[str | None, typer.Argument(help="the whole history of this one")] = None,
+    store: StoreRoot = None,
+    json_: Json = False,
+) -> None:
+    """List the channels: what each points to, since when, by whom and why.  Example: align releases champion"""
+    from flows.releases import show
 
-    listed(_store(store), json_output=json_)
+    show(_store(store), channel, json_output=json_)
+
+
+@cli.command()
+def promote(
+    release: Annotated[str, typer.Argument(help="the start of a release's key, or another channel")],
+    channel: str,
+    why: Annotated[str, typer.Option("--why", help="kept in the history")],
+    by: By = None,
+    store: StoreRoot = None,
+) -> None:
+    """Point CHANNEL to a RELEASE that is there.  Example: align promote staging champion --why "two days without complaints" """
+    from flows.releases import point
+
+    point(_store(store), release, channel, why, by)
 
 
 @cli.command()
 def rollback(
-    channel: str, why: Annotated[str, typer.Option("--why", help="kept in the history")] = "", store: StoreRoot = None
+    channel: str,
+    why: Annotated[str, typer.Option("--why", help="kept in the history")] = "",
+    by: By = None,
+    store: StoreRoot = None,
 ) -> None:
     """Point CHANNEL to the release before.  Example: align rollback champion --why "complaints about tone" """
-    from flows.inspect import roll_back
+    from flows.releases import roll_back
 
-    roll_back(_store(store), channel, why)
+    roll_back(_store(store), channel, why, by)
 
 
 @cli.command()

@@ -1,5 +1,6 @@
 """What the terminal shows: tables of stages and gates, and live lines while a flow runs."""
 
+import getpass
 import sys
 import threading
 import time
@@ -40,6 +41,14 @@ def complain(error: Exception) -> int:
     console = Console(stderr=True, highlight=False, soft_wrap=True)
     console.print(Text(f"{type(error).__name__}: ", style=f"bold {style}") + Text(redact(said)))
     return code
+
+
+def me() -> str:
+    """Who is logged in, as far as this machine knows; what keeps names offers `--by` beside it."""
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):
+        return ""
 
 
 def duration(seconds: float | None) -> str:

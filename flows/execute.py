@@ -9,7 +9,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from flows.console import Watch, duration, out
+from flows.console import Watch, duration, me, out
 from flows.consult import Consulted, Undecided
 from flows.explain import Explain, Step
 from flows.inspect import print_verdict, read_verdict
@@ -60,7 +60,7 @@ def up_to_date(plan: AnyPlan, steps: dict[str, Step], *, console: Console) -> bo
         return False
     release = steps["release"].artifact
     assert release is not None
-    promote(plan.workshop().store, plan.release.channel, release)
+    promote(plan.workshop().store, plan.release.channel, release, why=f"plan {plan.name} finds it built", by=me())
     return True
 
 

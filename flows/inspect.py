@@ -108,10 +108,10 @@ def _diff(by_digest: dict[str, Artifact], one: Artifact, two: Artifact, where: s
 
 def lineage(store: Store, name: str) -> None:
     """Print the tree of what an artifact, or what a channel points to, was made of."""
-    out().print(trace(store, _release(store, name)).tree())
+    out().print(trace(store, release_named(store, name)).tree())
 
 
-def _release(store: Store, name: str) -> Artifact:
+def release_named(store: Store, name: str) -> Artifact:
     """The release a channel points to, or the artifact whose key starts with `name`."""
     from tasks.channels import channel
 
@@ -119,36 +119,11 @@ def _release(store: Store, name: str) -> Artifact:
     return store.at(f"release/{key}") if key else store.named(name)
 
 
-def releases(store: Store, *, json_output: bool) -> None:
-    """Print every channel with its history, newest first."""
-    from tasks.channels import channels, history
-
-    found = {name: history(store, name) for name in channels(store)}
-    if json_output:
-        echo_json(found)
-        return
-    table = Table(box=None)
-    for column in ("channel", "when", "release", "why"):
-        table.add_column(column)
-    for name, entries in found.items():
-        for i, entry in enumerate(reversed(entries)):
-            table.add_row(f"[bold]{name}[/]" if i == 0 else "", entry["when"], entry["release"][:12], entry["why"])
-    out().print(table if found else "no channel yet; a passing `align run` makes one")
-
-
-def roll_back(store: Store, name: str, why: str) -> None:
-    """Point a channel to the release before the present one."""
-    from tasks.channels import rollback
-
-    key = rollback(store, name, why=why)
-    out().print(f"{name} = release {key[:12]}")
-
-
 def export(store: Store, name: str, folder: Path) -> None:
     """Copy a release's model and card into a new folder: the very bytes that were judged."""
     from tasks.channels import released_policy
 
-    release = _release(store, name)
+    release = release_named(store, name)
     if release.kind != "release":
         raise SpecError(f"{name}: this is of kind {release.kind}; export takes a release or a channel")
     if folder.exists():

@@ -4,7 +4,6 @@ A decision is kept in the store by the digest of what was decided on (`tasks.rev
 waits is resumed with it; the run hears it whichever way it was given.
 """
 
-import getpass
 import re
 from collections.abc import Sequence
 from contextlib import suppress
@@ -12,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from flows.console import out
+from flows.console import me, out
 from flows.execute import look
 from flows.explain import Step
 from flows.inspect import echo_json, print_verdict, read_verdict
@@ -137,7 +136,7 @@ def _print(text: str, decisions: Sequence[Decision], *, whole: bool = False) -> 
 
 def resolve(target: str, action: Action, why: str, by: str | None, overrides: Sequence[str], store: Path) -> None:
     """Decide on a plan, or on what a run that waits asks, and tell every run that waits for it."""
-    why, by = said(why, by if by is not None else _me())
+    why, by = said(why, by if by is not None else me())
     if _is_plan(target):
         _resolve_plan(Path(target), action, why, by, overrides)
     else:
@@ -265,13 +264,6 @@ def _resume(client: "SyncPrefectClient", run: "FlowRun", action: Action, why: st
     """Answer the form of `run`; False where somebody or the clock was first."""
     answer = {"decision": action, "reviewer": by, "reason": why}
     return client.resume_flow_run(run.id, run_input=answer).status.value == "ACCEPT"
-
-
-def _me() -> str:
-    try:
-        return getpass.getuser()
-    except (KeyError, OSError):
-        return ""
 
 
 def _is_plan(target: str) -> bool:

@@ -31,6 +31,8 @@ class Move(BaseModel):
     """key of the release it points to since then"""
     digest: str
     why: str
+    by: str = ""
+    """who moved it: a person's name, or `run <name>`; empty in moves from before names were kept"""
 
 
 class _Channel(BaseModel):
@@ -50,7 +52,7 @@ class _Channel(BaseModel):
         return keys
 
 
-def promote(store: Store, channel: str, release: Artifact, *, why: str = "", again: bool = False) -> bool:
+def promote(store: Store, channel: str, release: Artifact, *, why: str = "", by: str = "", again: bool = False) -> bool:
     """Point `channel` to `release`; return whether it moved.
 
     A release that is in the history already moves nothing, so that a rerun never brings back what was rolled back; `again` does.
@@ -63,12 +65,14 @@ def promote(store: Store, channel: str, release: Artifact, *, why: str = "", aga
         if any(move.release == release.key for move in known.history) and (not again or known.standing[-1:] == [release.key]):
             return False
         released_policy(store, release)
-        _write(store, known, _move("promote", release.key, release.digest, why))
+        _write(store, known, _move("promote", release, why, by))
     return True
 
 
-def rollback(store: Store, channel: str, *, why: str = "") -> str:
-    """Point `channel` to the release that was there before the present one; return its key."""
+def rollback(store: Store, channel: str, *, why: str, by: str = "") -> str:
+    """Point `channel` to the release that was there before the present one; return its key.  SpecError without a reason."""
+    if not why.strip():
+        raise SpecError(f'{channel}: a rollback is kept with its reason, so give one, for example --why "complaints about tone"')
     with store.lock(f"channel-{_checked(channel)}"):
         known = _read(store, channel)
         if len(known.standing) < 2:
@@ -76,7 +80,7 @@ def rollback(store: Store, channel: str, *, why: str = "") -> str:
             raise DataError(f"{channel}: {there} is in this channel, so there is nothing to go back to")
         release = store.at(f"release/{known.standing[-2]}")
         released_policy(store, release)
-        _write(store, known, _move("rollback", release.key, release.digest, why))
+        _write(store, known, _move("rollback", release, why, by))
     return release.key
 
 
@@ -89,7 +93,7 @@ def channel(store: Store, name: str) -> str | None:
 
 
 def history(store: Store, name: str) -> list[dict[str, str]]:
-    """Every move of channel `name`, oldest first: action, when, release (its key), digest, why."""
+    """Every move of channel `name`, oldest first: action, when, release (its key), digest, why, by."""
     return [move.model_dump() for move in _read(store, name).history]
 
 
@@ -113,8 +117,9 @@ def released_policy(store: Store, release: Artifact) -> Artifact:
     return policy
 
 
-def _move(action: Literal["promote", "rollback"], release: str, digest: str, why: str) -> Move:
-    return Move(action=action, when=datetime.now(UTC).isoformat(timespec="seconds"), release=release, digest=digest, why=why)
+def _move(action: Literal["promote", "rollback"], release: Artifact, why: str, by: str) -> Move:
+    when = datetime.now(UTC).isoformat(timespec="seconds")
+    return Move(action=action, when=when, release=release.key, digest=release.digest, why=why, by=by)
 
 
 def _path(store: Store, name: str) -> Path:

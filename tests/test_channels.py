@@ -12,6 +12,7 @@ from releasing import DPO, Seed, pipeline, released
 from tasks.channels import channel, channels, history, promote, rollback
 from tasks.core.build import Workshop
 from tasks.core.errors import DataError, SpecError
+from tasks.core.spec import canonical, sha256
 from tasks.core.store import Store
 
 
@@ -32,14 +33,15 @@ def moves(store, name="champion"):
 def test_promoting_and_rolling_back_moves_the_pointer_and_keeps_every_move(three):
     store, a, b, c = three
     assert channel(store, "champion") is None
-    assert [promote(store, "champion", one, why=why) for one, why in ((a, "first"), (b, ""))] == [True, True]
+    assert [promote(store, "champion", one, why=why, by="run a") for one, why in ((a, "first"), (b, ""))] == [True, True]
     assert channel(store, "champion") == b.key
-    assert rollback(store, "champion", why="tone") == a.key == channel(store, "champion")
+    assert rollback(store, "champion", why="tone", by="ana") == a.key == channel(store, "champion")
     promote(store, "champion", c)
-    assert rollback(store, "champion") == a.key  # not b, which was taken back before
+    assert rollback(store, "champion", why="refusals") == a.key  # not b, which was taken back before
     assert moves(store) == [("promote", a.key), ("promote", b.key), ("rollback", a.key), ("promote", c.key), ("rollback", a.key)]
-    assert [move["why"] for move in history(store, "champion")] == ["first", "", "tone", "", ""]
-    assert history(store, "champion")[0].keys() == {"action", "when", "release", "digest", "why"}
+    assert [move["why"] for move in history(store, "champion")] == ["first", "", "tone", "", "refusals"]
+    assert [move["by"] for move in history(store, "champion")] == ["run a", "run a", "ana", "", ""]
+    assert history(store, "champion")[0].keys() == {"action", "when", "release", "digest", "why", "by"}
     assert channels(store) == ["champion"]
 
 
@@ -47,7 +49,7 @@ def test_a_rerun_never_brings_back_what_was_rolled_back(three):
     store, a, b, _ = three
     promote(store, "champion", a)
     promote(store, "champion", b)
-    rollback(store, "champion")
+    rollback(store, "champion", why="tone")
     assert promote(store, "champion", b) is False
     assert channel(store, "champion") == a.key
     assert promote(store, "champion", b, again=True) is True
@@ -55,13 +57,33 @@ def test_a_rerun_never_brings_back_what_was_rolled_back(three):
     assert channel(store, "champion") == b.key
 
 
+def test_a_rollback_without_a_reason_is_refused(three):
+    store, a, b, _ = three
+    promote(store, "champion", a)
+    promote(store, "champion", b)
+    for why in ("", "  "):
+        with pytest.raises(SpecError, match="champion: a rollback is kept with its reason, so give one"):
+            rollback(store, "champion", why=why)
+    assert channel(store, "champion") == b.key
+
+
+def test_a_channel_from_before_names_were_kept_is_read(three):
+    store, a, b, _ = three
+    move = {"action": "promote", "when": "2026-01-01T00:00:00+00:00", "release": a.key, "digest": a.digest, "why": "old"}
+    fields = {"name": "champion", "history": [move]}
+    (store.folder("channels") / "champion.json").write_text(json.dumps({**fields, "seal": sha256(canonical(fields))}))
+    assert history(store, "champion") == [{**move, "by": ""}]
+    promote(store, "champion", b)
+    assert [move["release"] for move in history(store, "champion")] == [a.key, b.key]
+
+
 def test_there_must_be_something_to_go_back_to(three):
     store, a, _, _ = three
     with pytest.raises(DataError, match="champion: no release is in this channel"):
-        rollback(store, "champion")
+        rollback(store, "champion", why="tone")
     promote(store, "champion", a)
     with pytest.raises(DataError, match=f"only release {a.key[:12]} is in this channel"):
-        rollback(store, "champion")
+        rollback(store, "champion", why="tone")
 
 
 def test_only_a_release_can_be_promoted_and_only_to_a_proper_name(shop, three):
@@ -132,7 +154,11 @@ def test_a_torn_or_edited_pointer_is_noticed(three, spoiled, said):
     promote(store, "champion", a)
     path = store.folder("channels") / "champion.json"
     path.write_text(spoiled(path.read_text()))
-    for act in (lambda: channel(store, "champion"), lambda: promote(store, "champion", b), lambda: rollback(store, "champion")):
+    for act in (
+        lambda: channel(store, "champion"),
+        lambda: promote(store, "champion", b),
+        lambda: rollback(store, "champion", why="tone"),
+    ):
         with pytest.raises(DataError, match=f"champion.json: {said}"):
             act()
 

@@ -117,7 +117,9 @@ def test_show_diff_lineage_gates_methods_doctor_print_what_is_there(copy):
     assert "spec.beta: 0.1 -> 0.2" in copy.align("diff", key[:12], other["dpo"][:12])
     assert "spec.beta: 0.1 -> 0.2" in copy.align("diff", copy.keys()["merge"][:12], other["merge"][:12])
     # the other release is the champion now; back, and a rerun does not bring it forward again
-    champion = json.loads(copy.align("releases", "--json"))["champion"][-1]["release"]
+    last = json.loads(copy.align("releases", "--json"))["champion"][-1]
+    assert (last["why"], last["by"][:4]) == ("released by plan smoke", "run ")
+    champion = last["release"]
     copy.align("rollback", "champion", "--why", "a test")
     printed = copy.align("run", "plan.yaml", "--set", "policy.beta=0.2")
     assert "rolled back" in printed
