@@ -322,7 +322,7 @@ class _Here:
 
     def _measured_rate(self, step: Step, spec: TrainSpec) -> float | None:
         """Tokens per second of the youngest artifact of this stage, method and base that was built on this machine."""
-        machine = provenance(0)["machine"]
+        machine = provenance()["machine"]
         base = self._steps["base"].artifact
         rate: float | None = None
         for artifact in self._shop.store.all():

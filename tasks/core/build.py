@@ -4,9 +4,10 @@ import time
 from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
+from functools import reduce
 from pathlib import Path
 
-from tasks.core.contract import Execution, Identity, Metrics, Run, Stage
+from tasks.core.contract import Cost, Execution, Identity, Metrics, Run, Stage, Usage
 from tasks.core.files import any_locked
 from tasks.core.spec import Spec
 from tasks.core.store import Artifact, Store
@@ -33,13 +34,16 @@ class Workshop:
         """The artifact of `stage`, and whether it was built now.  `run` carries the callbacks for log and progress."""
         calls = run or Run(work=Path(), models=self.models)
 
-        def write(out: Path, work: Path) -> tuple[Metrics, float]:
+        def write(out: Path, work: Path) -> tuple[Metrics, Cost]:
             paths = {name: source if isinstance(source, Path) else source.path for name, source in inputs.items()}
-            here = Run(work, self.models, self.execution, calls.log, calls.progress)
+            children: list[Usage] = []
+            here = Run(work, self.models, self.execution, calls.log, calls.progress, used=children.append)
             with self._slot() if stage.heavy else nullcontext():
                 calls.started()
                 started = time.monotonic()
-                return stage.function(spec, paths, out, here), time.monotonic() - started
+                metrics = stage.function(spec, paths, out, here)
+                usage = reduce(Usage.__add__, children) if children else None
+                return metrics, Cost(time.monotonic() - started, usage)
 
         return self.store.build(self.identity(stage, spec, inputs), write, fresh=fresh)
 

@@ -55,6 +55,34 @@ class Progress(NamedTuple):
     values: dict[str, float]
 
 
+class Usage(NamedTuple):
+    """What the processes of one child used, from its start to its end."""
+
+    cpu_seconds: float
+    """of all of them, over all cores"""
+    peak_bytes: int
+    """resident memory at its highest, added over processes that ran side by side"""
+    gpu_bytes: int | None
+    """the same of GPU memory as torch allocated it; None where no GPU was used"""
+
+    def __add__(self, other: object) -> "Usage":
+        """Of two children, one after the other."""
+        if not isinstance(other, Usage):
+            return NotImplemented
+        gpu = [one for one in (self.gpu_bytes, other.gpu_bytes) if one is not None]
+        peak = max(self.peak_bytes, other.peak_bytes)
+        return Usage(self.cpu_seconds + other.cpu_seconds, peak, max(gpu, default=None))
+
+
+class Cost(NamedTuple):
+    """What building an artifact took.  Never part of its identity or its payload."""
+
+    seconds: float
+    """by the clock, without waiting for a place on the machine"""
+    usage: Usage | None = None
+    """None where no child was needed: the stage shares the process of the flow"""
+
+
 @dataclass(frozen=True)
 class Run:
     """What a stage gets beside its identity."""
@@ -68,6 +96,8 @@ class Run:
     progress: Callable[[Progress], None] = lambda progress: None
     started: Callable[[], None] = lambda: None
     """called when the stage begins, after waiting for another run or for a place on the machine"""
+    used: Callable[[Usage], None] = lambda usage: None
+    """called with what a child took, when it has ended well"""
 
 
 StageFunction: TypeAlias = Callable[..., Metrics]

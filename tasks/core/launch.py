@@ -14,8 +14,9 @@ import sys
 import time
 from collections import deque
 from pathlib import Path
+from typing import Literal
 
-from tasks.core.contract import Inputs, Metrics, Progress, Run
+from tasks.core.contract import Inputs, Metrics, Progress, Run, Usage
 from tasks.core.errors import ERRORS, AlignError, Killed, MachineError, OutOfMemory, TimedOut
 from tasks.core.files import remove, write_json
 from tasks.core.provenance import ROOT
@@ -27,6 +28,8 @@ EVENT = "\x1e"
 """a child's stdout line that starts with this is a progress event in JSON; every other line is its log"""
 PARENT = "ALIGN_WORKER"
 """environment: process id of the worker that starts flow runs; they end with it"""
+_USAGE = "usage-{}.json"
+"""in the work folder, one of each process: what it took"""
 MICRO_BATCH = "micro_batch"
 """file in the work folder: what the child used; halved after it ran out of memory"""
 
@@ -61,8 +64,8 @@ def run_child(job: str, spec: Spec, inputs: Inputs, out: Path, run: Run) -> Metr
             "execution": execution,
         },
     )
-    for name in ("metrics.json", "error.json"):
-        remove(work / name)
+    for old in (work / "metrics.json", work / "error.json", *work.glob(_USAGE.format("*"))):
+        remove(old)
     oom_kills = _oom_kills()
     code, tail = _stream(_command(run.execution.processes), work, run)
     if (work / "error.json").exists():
@@ -70,12 +73,37 @@ def run_child(job: str, spec: Spec, inputs: Inputs, out: Path, run: Run) -> Metr
         raised = ERRORS.get(error["type"], AlignError)(error["message"])
         raise _smaller(work, raised) if isinstance(raised, OutOfMemory) else raised
     if code == 0 and (work / "metrics.json").exists():
+        if processes := [Usage(**json.loads(file.read_text())) for file in sorted(work.glob(_USAGE.format("*")))]:
+            run.used(_side_by_side(processes))
         return json.loads((work / "metrics.json").read_text())
     if _oom_kills() > oom_kills:
         raise _smaller(work, OutOfMemory(f"{job}: the kernel ended the child for want of memory"))
     if code in (-signal.SIGKILL, -signal.SIGTERM, 128 + signal.SIGKILL, 128 + signal.SIGTERM):
         raise Killed(f"{job}: the child was killed (exit {code}); it is started again from its last complete checkpoint")
     raise AlignError(f"{job}: the child ended with exit {code} and left no result; its last words: {' / '.join(tail) or 'none'}")
+
+
+def report_usage(work: Path, rank: int) -> None:
+    """Leave in `work` what this process, a child's only one or its `rank`th, used; called as its last act."""
+    times = os.times()
+    torch = sys.modules.get("torch")
+    gpu = torch.cuda.max_memory_allocated() if torch and torch.cuda.is_initialized() else None
+    cpu = times.user + times.system + times.children_user + times.children_system
+    write_json(work / _USAGE.format(rank), Usage(cpu, resident("VmHWM"), gpu)._asdict())
+
+
+def resident(field: Literal["VmRSS", "VmHWM"]) -> int:
+    """Bytes this process holds in memory now, or held at most since it was started.
+
+    Not `ru_maxrss`, which begins at what the parent held when it made this process.
+    """
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(f"{field}:"))
+
+
+def _side_by_side(processes: list[Usage]) -> Usage:
+    gpu = [one.gpu_bytes for one in processes if one.gpu_bytes is not None]
+    return Usage(sum(one.cpu_seconds for one in processes), sum(one.peak_bytes for one in processes), sum(gpu) if gpu else None)
 
 
 def tied(command: list[str]) -> list[str]:

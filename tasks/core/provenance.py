@@ -8,6 +8,7 @@ from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
+from tasks.core.contract import Cost
 from tasks.core.spec import Json
 
 _PACKAGES = ("alignflow", "torch", "transformers", "trl", "peft", "bitsandbytes", "accelerate", "duckdb", "datasets", "prefect")
@@ -15,15 +16,22 @@ ROOT = Path(__file__).resolve().parents[2]
 """the checkout this runs from"""
 
 
-def provenance(seconds: float) -> dict[str, Json]:
-    """A record of now, this machine and these versions; `seconds` is the wall time of the stage."""
+def provenance() -> dict[str, Json]:
+    """A record of now, this machine and these versions."""
     return {
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
-        "seconds": round(seconds, 3),
         "machine": {"system": platform.platform(), "cores": os.cpu_count(), "python": platform.python_version()},
         "versions": _versions(),
         "commit": _commit(),
     }
+
+
+def spent(cost: Cost) -> dict[str, Json]:
+    """The record of what a build took: seconds by the clock; of its children, where it had some, CPU seconds and peak memory."""
+    taken: dict[str, Json] = {"seconds": round(cost.seconds, 3)}
+    if cost.usage:
+        taken |= {**cost.usage._asdict(), "cpu_seconds": round(cost.usage.cpu_seconds, 3)}
+    return taken
 
 
 @cache

@@ -14,10 +14,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, get_args
 
-from tasks.core.contract import Identity, Kind, Metrics
+from tasks.core.contract import Cost, Identity, Kind, Metrics
 from tasks.core.errors import DataError
 from tasks.core.files import DigestCache, file_digest, locked, remove, sync, tree, write_json
-from tasks.core.provenance import provenance
+from tasks.core.provenance import provenance, spent
 from tasks.core.secrets import refuse_secrets
 from tasks.core.spec import Json, canonical, sha256
 
@@ -26,8 +26,8 @@ if TYPE_CHECKING:
 
 FORMAT = 1
 MANIFEST = "manifest.json"
-Write = Callable[[Path, Path], tuple[Metrics, float]]
-"""`(out, work) -> metrics, seconds`: write the payload under `out`; `work` outlives a killed attempt"""
+Write = Callable[[Path, Path], tuple[Metrics, Cost]]
+"""`(out, work) -> metrics, cost`: write the payload under `out`; `work` outlives a killed attempt"""
 
 
 @dataclass(frozen=True)
@@ -173,8 +173,8 @@ class Store:
             out = work / "out"
             remove(out)
             out.mkdir(parents=True)
-            metrics, seconds = write(out, work)
-            artifact = self._commit(identity, out, metrics, seconds)
+            metrics, cost = write(out, work)
+            artifact = self._commit(identity, out, metrics, cost)
             remove(work)
         if self._remote:
             self._remote.push(artifact.path, artifact.kind, artifact.key)
@@ -184,7 +184,7 @@ class Store:
         """Where the artifact of `key` is being built; kept when the build dies."""
         return self.root / ".work" / key
 
-    def _commit(self, identity: Identity, out: Path, metrics: Metrics, seconds: float) -> Artifact:
+    def _commit(self, identity: Identity, out: Path, metrics: Metrics, cost: Cost) -> Artifact:
         files: dict[str, Json] = {}
         for file in tree(out):
             file.chmod(0o444)
@@ -201,7 +201,7 @@ class Store:
             "identity": identity.fields,
             "files": files,
             "metrics": metrics,
-            "provenance": provenance(seconds),
+            "provenance": provenance() | spent(cost),
         }
         refuse_secrets(canonical(manifest), f"{identity.fields['stage']}: its manifest")  # what JSON cannot hold raises here too
         write_json(out / MANIFEST, manifest)

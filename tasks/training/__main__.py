@@ -17,7 +17,7 @@ from pathlib import Path
 from tasks.core.contract import Execution, Progress, Run
 from tasks.core.errors import AlignError, OutOfMemory
 from tasks.core.files import write_json
-from tasks.core.launch import EVENT
+from tasks.core.launch import EVENT, report_usage
 from tasks.core.secrets import redact
 
 JOBS = (
@@ -52,6 +52,7 @@ def main(path: Path) -> int:
         known = classified(error)
         write_json(work / "error.json", {"type": type(known).__name__, "message": redact(str(known))})
         return known.exit_code
+    report_usage(work, int(os.environ.get("RANK", "0")))
     if first:
         write_json(work / "metrics.json", metrics)
     return 0

@@ -22,6 +22,7 @@ from transformers import PrinterCallback, TrainerCallback
 from tasks.core.contract import Metrics, Progress, Run
 from tasks.core.errors import AlignError, SpecError
 from tasks.core.files import write_json
+from tasks.core.launch import resident
 from tasks.estimate import HEAD_TOKENS
 from tasks.methods import METHODS, PrefixTuning, PTuningV2
 from tasks.train import TrainSpec
@@ -30,7 +31,7 @@ from tasks.training.checkpoints import TRAINED, newest_complete
 from tasks.training.data import Encoded
 from tasks.training.methods.table import BUILDERS
 from tasks.training.models import torch_device
-from tasks.training.preflight import Batches, resident
+from tasks.training.preflight import Batches
 
 CURVE = "training.json"
 _CURVE_FIELDS = (

@@ -7,8 +7,7 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
-from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 
@@ -116,15 +115,6 @@ def available_bytes(run: Run) -> int:
     if _on_gpu(run):
         return torch.cuda.mem_get_info()[0] + torch.cuda.memory_reserved()
     return estimate.free_memory() + estimate.resident()  # what this process holds already is part of what it needs
-
-
-def resident(field: Literal["VmRSS", "VmHWM"]) -> int:
-    """Bytes this process holds in memory now, or held at most since it was started.
-
-    Not `ru_maxrss`, which begins at what the parent held when it made this process.
-    """
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(f"{field}:"))
 
 
 def _on_gpu(run: Run) -> bool:

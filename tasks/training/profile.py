@@ -16,13 +16,13 @@ from torch import Tensor
 from tasks.core.contract import Inputs, Metrics, Progress, Run
 from tasks.core.errors import SpecError
 from tasks.core.files import write_json
+from tasks.core.launch import resident
 from tasks.core.spec import Json
 from tasks.profile import PROFILE_FILE, VARIANTS, ProfileSpec
 from tasks.tables import read_rows
 from tasks.training.batches import soft_tokens
 from tasks.training.generate import decode
 from tasks.training.models import Loaded, load, torch_device
-from tasks.training.preflight import resident
 from tasks.training.vision import encoder_for
 
 _PROMPTS = 64

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from tasks.core import launch, stop
-from tasks.core.contract import Execution, Progress, Run
+from tasks.core.contract import Execution, Progress, Run, Usage
 from tasks.core.errors import AlignError, DataError, Killed, MachineError, OutOfMemory, TimedOut
 from tasks.core.spec import Spec
 
@@ -25,15 +25,16 @@ def child(tmp_path, monkeypatch):
     """Run a script in place of the training module; return what `run_child` returned, its log and its progress."""
     log: list[str] = []
     seen: list[Progress] = []
+    used: list[Usage] = []
 
     def start(script: str, **execution: object):
         path = tmp_path / "script.py"
         path.write_text("import json, os, sys, time\nfrom pathlib import Path\n" + textwrap.dedent(script))
         monkeypatch.setattr(launch, "_command", lambda processes: [sys.executable, str(path)])
-        run = Run(tmp_path, tmp_path, Execution(**execution), log.append, seen.append)
+        run = Run(tmp_path, tmp_path, Execution(**execution), log.append, seen.append, used=used.append)
         return launch.run_child("job", Nothing(), {}, tmp_path / "out", run)
 
-    start.log, start.seen, start.work = log, seen, tmp_path
+    start.log, start.seen, start.used, start.work = log, seen, used, tmp_path
     return start
 
 
@@ -51,6 +52,37 @@ def test_returns_metrics_and_streams_log_and_progress(child):
     assert metrics == {"loss": 0.25}
     assert sorted(child.log) == ["bar 2%", "loading", "no newline at the end", "warned"]
     assert child.seen == [Progress(1, 2, {"loss": 0.5})]
+
+
+REPORTS = """
+    from tasks.core.launch import report_usage
+    held = bytearray(os.urandom(1 << 20)) * 200
+    until = time.process_time() + 0.3
+    while time.process_time() < until:
+        pass
+    report_usage(Path(), RANK)
+    Path("metrics.json").write_text("{}")
+"""
+
+
+def test_what_a_child_took_is_measured_and_an_old_measurement_is_not_taken_for_it(child, monkeypatch):
+    monkeypatch.setenv("PYTHONPATH", str(Path(launch.__file__).parents[2]))
+    (child.work / "usage-7.json").write_text('{"cpu_seconds": 1e6, "peak_bytes": 1, "gpu_bytes": null}')
+    child(REPORTS.replace("RANK", "0"))
+    [used] = child.used
+    assert 0.3 <= used.cpu_seconds < 20
+    assert 200 * 2**20 < used.peak_bytes < 2**30
+    assert used.gpu_bytes is None
+    child("Path('metrics.json').write_text('{}')")  # a child that measured nothing
+    assert child.used == [used]
+
+
+def test_processes_side_by_side_add_up_and_children_one_after_the_other_do_not(child):
+    write = "Path('usage-{}.json').write_text(json.dumps({{'cpu_seconds': 2.0, 'peak_bytes': {}, 'gpu_bytes': {}}}));"
+    child(write.format(0, 10, 5) + write.format(1, 20, 6) + "Path('metrics.json').write_text('{}')")
+    assert child.used == [Usage(4.0, 30, 11)]
+    assert Usage(4.0, 30, 11) + Usage(1.0, 40, None) == Usage(5.0, 40, 11)
+    assert Usage(4.0, 30, None) + Usage(1.0, 20, None) == Usage(5.0, 30, None)
 
 
 def test_secrets_are_blanked_out_of_the_log(child, monkeypatch):

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from tasks.core.build import Workshop
-from tasks.core.contract import Inputs, Metrics, Run, Stage
+from tasks.core.contract import Inputs, Metrics, Run, Stage, Usage
 from tasks.core.errors import DataError, SpecError
 from tasks.core.spec import Spec
 from tasks.core.store import MANIFEST, Store
@@ -243,3 +243,23 @@ def test_named_finds_one_and_explains_none_and_several(shop):
         shop.store.named("zz")
     with pytest.raises(DataError, match="2 artifacts match"):
         shop.store.named("")
+
+
+def test_what_a_build_took_is_in_its_manifest_and_not_in_its_digest(shop):
+    def stage(spent):
+        def function(spec, inputs, out, run):
+            (out / "letters.txt").write_text("abc")
+            if spent:
+                run.used(Usage(2.5, 1000, None))
+                run.used(Usage(0.5, 3000, None))
+            return {}
+
+        return Stage("costly", int(spent), "texts", function)
+
+    plain, _ = shop.build(stage(spent=False), Letters(), {})
+    costly, _ = shop.build(stage(spent=True), Letters(), {})
+    assert plain.digest == costly.digest
+    assert plain.provenance.keys() == {"created", "machine", "versions", "commit", "seconds"}
+    assert {name: costly.provenance[name] for name in costly.provenance.keys() - plain.provenance.keys()} == {
+        "cpu_seconds": 3.0, "peak_bytes": 3000, "gpu_bytes": None,
+    }  # fmt: skip
