@@ -18,6 +18,7 @@ from typing import Any
 from evals.estimates import metric
 from evals.report import rows
 from evals.scores import Scores
+from tasks.charts import SAID, gate_chart
 from tasks.core.errors import AlignError
 from tasks.core.lineage import Trace, trace_among
 from tasks.core.spec import Json, differences
@@ -124,20 +125,17 @@ _ALWAYS = "Every gate holds, and this plan asks a person all the same."
 
 
 def _gates(verdict: Mapping[str, Any]) -> str:
-    lines = ["### Gates", "", *_picture("intervals and bounds", _chart(verdict["gates"])), "| gate | found |", "|---|---|"]
+    lines = ["### Gates", "", *_picture("intervals and bounds", gate_chart(verdict["gates"])), "| gate | found |", "|---|---|"]
     for gate, row in zip(verdict["gates"], rows(verdict), strict=True):
         asked = "<br>".join(
             f"{inert(line)}" for text in (f"need {row['need']}", row["note"]) for line in _wrapped(text, _GATE) if line
         )
         asked = f"**{_name(row['metric'])}**<br>{asked}"
-        found = f"**{_SAID[gate['verdict']]}**: {row['found']}<br>{row['interval']}<br>at {row['at']}, n={row['n']}"
+        found = f"**{SAID[gate['verdict']]}**: {row['found']}<br>{row['interval']}<br>at {row['at']}, n={row['n']}"
         lines.append(f"| {asked} | {found} |")
     if verdict["verdict"] != "pass":
         lines += ["", *(f"- {inert(reason)}" for reason in verdict["reasons"])]
     return "\n".join(lines)
-
-
-_SAID = {"pass": "passed", "review": "open", "fail": "failed"}
 
 
 def _changes(channel: str, mine: Sequence[Mapping[str, Any]], champion: Mapping[str, Any] | None) -> str:
@@ -336,43 +334,3 @@ def _made_of(policy: Trace) -> str:
 
 def _picture(about: str, svg: str) -> list[str]:
     return [f"![{about}](data:image/svg+xml;base64,{base64.b64encode(svg.encode()).decode()})", ""] if svg else []
-
-
-_INK = {"pass": "#16a34a", "review": "#d97706", "fail": "#dc2626"}
-_WIDE, _TALL = 440, 58
-"""of a gate's line: as wide as the form, so that its text is read at its own size there"""
-
-
-def _chart(gates: Sequence[Mapping[str, Any]]) -> str:
-    """Intervals and bounds, each gate on its own scale: green ground is where the bounds allow the whole interval to lie."""
-    lines = [line for i, gate in enumerate(gates) for line in _drawn(gate, i * _TALL)]
-    size = f'width="{_WIDE}" height="{_TALL * len(gates)}" viewBox="0 0 {_WIDE} {_TALL * len(gates)}"'
-    style = "<style>text{font:14px sans-serif;fill:#808080}.bound{stroke:#808080;stroke-width:2;stroke-dasharray:3 2}</style>"
-    return f'<svg xmlns="http://www.w3.org/2000/svg" {size}>{style}{"".join(lines)}</svg>' if gates else ""
-
-
-def _drawn(gate: Mapping[str, Any], top: int) -> Iterator[str]:
-    bounds = {name: gate[name] for name in ("at_least", "at_most") if gate[name] is not None}
-    known = [number for number in (gate["low"], gate["estimate"], gate["high"], *bounds.values()) if number is not None]
-    low, high = min(known), max(known)
-    pad = 0.12 * ((high - low) or abs(high) or 1)
-
-    def x(value: float) -> float:
-        return _WIDE * (value - low + pad) / (high - low + 2 * pad)
-
-    y, ink = top + 36, _INK[gate["verdict"]]
-    start, end = x(bounds["at_least"]) if "at_least" in bounds else 0, x(bounds["at_most"]) if "at_most" in bounds else _WIDE
-    yield f'<text x="0" y="{top + 16}">{_xml(gate["metric"])}: {_xml(gate["demand"])}</text>'
-    yield f'<text x="{_WIDE}" y="{top + 16}" text-anchor="end" style="fill:{ink}">{_SAID[gate["verdict"]]}</text>'
-    yield f'<rect x="0" y="{y - 11}" width="{_WIDE}" height="22" fill="#8080801f"/>'
-    yield f'<rect x="{start:.1f}" y="{y - 11}" width="{max(0.0, end - start):.1f}" height="22" fill="#16a34a33"/>'
-    for bound in bounds.values():
-        yield f'<line x1="{x(bound):.1f}" x2="{x(bound):.1f}" y1="{y - 14}" y2="{y + 14}" class="bound"/>'
-    left, right = (edge if gate[name] is None else x(gate[name]) for name, edge in (("low", 0.0), ("high", float(_WIDE))))
-    yield f'<line x1="{left:.1f}" x2="{right:.1f}" y1="{y}" y2="{y}" stroke="{ink}" stroke-width="5"/>'
-    if gate["estimate"] is not None:
-        yield f'<circle cx="{x(gate["estimate"]):.1f}" cy="{y}" r="6" fill="{ink}"/>'
-
-
-def _xml(text: str) -> str:
-    return text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")

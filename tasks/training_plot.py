@@ -21,7 +21,7 @@ _INK = "#808080"
 _COLOURS = ("#3b82f6", "#f97316", "#10b981", "#d946ef", "#eab308", "#ef4444")
 _POINTS = 400
 """of one line; more cannot be told apart, so neighbours are drawn as their mean"""
-_NOISY = 40
+NOISY = 40
 """points from which on a line is drawn faint, and its running mean over it"""
 _DRAWING = threading.Lock()
 """matplotlib promises nothing to several threads"""
@@ -73,18 +73,23 @@ def rows_of(folder: Path) -> Rows:
 
 def picture(rows: Rows) -> bytes | None:
     """The PNG of a curve; None where no field has two finite numbers."""
-    panels = [panel for panel in _panels(rows) if _lines(panel, rows)]
-    if not panels:
+    found = panels(rows)
+    if not found:
         return None
     with _DRAWING:
-        return _drawn(panels, rows)
+        return _drawn(found, rows)
 
 
 def caption(rows: Rows) -> str:
     """The curve in a sentence: its steps, and where each line began and ended; empty where there is nothing to draw."""
-    found = [(panel.title, label, values) for panel in _panels(rows) for label, _, values in _lines(panel, rows)]
-    said = [f"{title}{label and f' ({label})'} {_ends(values)}" for title, label, values in found]
+    found = [(panel.title, label, values) for panel in panels(rows) for label, _, values in lines_of(panel, rows)]
+    said = [f"{title}{label and f' ({label})'} {ends(values)}" for title, label, values in found]
     return f"Steps {rows[0]['step']:,.0f} to {rows[-1]['step']:,.0f}: {'; '.join(said)}." if said else ""
+
+
+def panels(rows: Rows) -> list[Panel]:
+    """What is worth drawing of a curve, in the order of interest: panels with a field that has two finite numbers."""
+    return [panel for panel in _panels(rows) if lines_of(panel, rows)]
 
 
 def _panels(rows: Rows) -> tuple[Panel, ...]:
@@ -100,24 +105,32 @@ def _panels(rows: Rows) -> tuple[Panel, ...]:
     return (reward, *((each,) if len(named) > 1 else ()), kl, *more, *rest)
 
 
-def _lines(panel: Panel, rows: Rows) -> list[tuple[str, list[float], list[float]]]:
+def lines_of(panel: Panel, rows: Rows) -> list[tuple[str, list[float], list[float]]]:
     """(label, steps, values) of each line that has two finite numbers."""
-    found = [(label, *_line(name, rows, sampled=panel.sampled)) for name, label in panel.lines]
+    found = [(label, *points(name, rows, sampled=panel.sampled)) for name, label in panel.lines]
     return [(label, steps, values) for label, steps, values in found if len(values) > 1]
 
 
-def _line(name: str, rows: Rows, *, sampled: bool) -> tuple[list[float], list[float]]:
+def beside(panel: Panel, rows: Rows) -> tuple[str, list[float], list[float]] | None:
+    """(label, steps, values) of what has an axis of its own at the right; what never changes needs none."""
+    if panel.beside is None:
+        return None
+    steps, values = points(panel.beside[0], rows, sampled=True)
+    return (panel.beside[1], steps, values) if len(values) > 1 and max(values) > min(values) else None
+
+
+def points(name: str, rows: Rows, *, sampled: bool) -> tuple[list[float], list[float]]:
     """The steps at which `name` is a finite number, and the numbers: one an iteration where all its steps share it."""
-    points: list[tuple[float, float]] = []
+    found: list[tuple[float, float]] = []
     last: float | None = None
     for row in rows:
         value, iteration = row.get(name, math.nan), row.get("iteration")
         if not math.isfinite(value) or (sampled and iteration is not None and iteration == last):
             continue
         last = iteration
-        points.append((row["step"], value))
-    size = math.ceil(len(points) / _POINTS)
-    groups = [points[at : at + size] for at in range(0, len(points), size)] if size > 1 else [[point] for point in points]
+        found.append((row["step"], value))
+    size = math.ceil(len(found) / _POINTS)
+    groups = [found[at : at + size] for at in range(0, len(found), size)] if size > 1 else [[point] for point in found]
     mean = [tuple(math.fsum(column) / len(group) for column in zip(*group, strict=True)) for group in groups]
     return [step for step, _ in mean], [value for _, value in mean]
 
@@ -147,26 +160,26 @@ def _drawn(panels: Sequence[Panel], rows: Rows) -> bytes:
 
 
 def _draw(axes: Any, panel: Panel, rows: Rows) -> None:  # noqa: ANN401
-    lines = _lines(panel, rows)
+    lines = lines_of(panel, rows)
     shown = [(axes, label, values) for label, _, values in lines]
     for number, (_, steps, values) in enumerate(lines):
         _plot(axes, steps, values, _COLOURS[number])
     if panel.lines[0][0] == "reward":
-        _band(axes, rows)
+        steps, low, high = band(rows)
+        axes.fill_between(steps, low, high, color=_COLOURS[0], alpha=0.2, linewidth=0)
     if panel.unit == "share":
         axes.set_ylim(-0.03, 1.03)
     _inked(axes)
     axes.grid(color=_INK, alpha=0.25, linewidth=0.5)
     axes.set_ylabel(panel.unit, color=_INK, fontsize=8)
-    if panel.beside:
-        steps, values = _line(panel.beside[0], rows, sampled=True)
-        if len(values) > 1 and max(values) > min(values):  # what never changes needs no axis
-            right = axes.twinx()
-            right.plot(steps, values, color=_COLOURS[1], linewidth=1.2, linestyle="--")
-            _inked(right)
-            shown.append((right, panel.beside[1], values))
+    if other := beside(panel, rows):
+        label, steps, values = other
+        right = axes.twinx()
+        right.plot(steps, values, color=_COLOURS[1], linewidth=1.2, linestyle="--")
+        _inked(right)
+        shown.append((right, label, values))
     single = len(shown) == 1
-    axes.set_title(f"{panel.title}  {_ends(shown[0][2])}" if single else panel.title, color=_INK, fontsize=9.5)
+    axes.set_title(f"{panel.title}  {ends(shown[0][2])}" if single else panel.title, color=_INK, fontsize=9.5)
     if not single:
         _legend(axes, shown)
 
@@ -180,35 +193,35 @@ def _legend(axes: Any, shown: Sequence[tuple[Any, str, Sequence[float]]]) -> Non
     for own in {id(own): own for own, _, _ in shown}.values():
         low, high = own.get_ylim()
         own.set_ylim(low, high + 0.11 * len(shown) * (high - low))
-    labels = [f"{label} {_ends(values)}".strip() for _, label, values in shown]
+    labels = [f"{label} {ends(values)}".strip() for _, label, values in shown]
     axes.legend(
         handles, labels, fontsize=7.5, labelcolor=_INK, framealpha=0.0, loc="upper center", borderaxespad=0.1, labelspacing=0.2,
         handlelength=1.4,
     )  # fmt: skip
 
 
-def _band(axes: Any, rows: Rows) -> None:  # noqa: ANN401
-    """The 95% interval of the mean reward, where the curve says of how many answers it is, and how they vary."""
+def band(rows: Rows) -> tuple[list[float], list[float], list[float]]:
+    """(steps, low, high) of the 95% interval of the mean reward, where the curve says of how many answers, and how they vary."""
     able = [row for row in rows if row.get("answers") and math.isfinite(row.get("reward_std", math.nan))]
-    ends = [{**row, "end": 1.96 * row["reward_std"] / math.sqrt(row["answers"])} for row in able]
-    low = _line("low", [{**row, "low": row["reward"] - row["end"]} for row in ends], sampled=True)
-    high = _line("high", [{**row, "high": row["reward"] + row["end"]} for row in ends], sampled=True)
-    axes.fill_between(low[0], low[1], high[1], color=_COLOURS[0], alpha=0.2, linewidth=0)
+    half = [{**row, "half": 1.96 * row["reward_std"] / math.sqrt(row["answers"])} for row in able]
+    steps, low = points("low", [{**row, "low": row["reward"] - row["half"]} for row in half], sampled=True)
+    _, high = points("high", [{**row, "high": row["reward"] + row["half"]} for row in half], sampled=True)
+    return steps, low, high
 
 
 def _plot(axes: Any, steps: Sequence[float], values: Sequence[float], colour: str) -> None:  # noqa: ANN401
-    if len(values) < _NOISY:
+    if len(values) < NOISY:
         axes.plot(steps, values, color=colour, linewidth=1.6, marker="o" if len(values) < 15 else None, markersize=3)
         return
     axes.plot(steps, values, color=colour, linewidth=0.8, alpha=0.45)
-    axes.plot(steps, _smooth(values), color=colour, linewidth=1.8)
+    axes.plot(steps, smooth(values), color=colour, linewidth=1.8)
 
 
-def _smooth(values: Sequence[float]) -> list[float]:
+def smooth(values: Sequence[float]) -> list[float]:
     """The running mean over a fifteenth of the line, over less near its ends, so that it begins and ends where the line does."""
-    ends = range(len(values))
-    width = [min(at, len(values) - 1 - at, len(values) // 30) for at in ends]
-    return [math.fsum(values[at - w : at + w + 1]) / (2 * w + 1) for at, w in zip(ends, width, strict=True)]
+    places = range(len(values))
+    width = [min(at, len(values) - 1 - at, len(values) // 30) for at in places]
+    return [math.fsum(values[at - w : at + w + 1]) / (2 * w + 1) for at, w in zip(places, width, strict=True)]
 
 
 def _inked(axes: Any) -> None:  # noqa: ANN401
@@ -221,10 +234,10 @@ def _inked(axes: Any) -> None:  # noqa: ANN401
         spine.set_color(_INK)
 
 
-def _ends(values: Sequence[float]) -> str:
+def ends(values: Sequence[float]) -> str:
     """Where a line begins and ends.
 
-    >>> _ends([0.123456, 3, 12345.6])
+    >>> ends([0.123456, 3, 12345.6])
     '0.123 → 1.23e+04'
     """
     return f"{values[0]:.3g} → {values[-1]:.3g}"
