@@ -17,6 +17,7 @@ from tasks.core.contract import Progress
 from tasks.core.errors import AlignError, GateError, MachineError
 from tasks.core.secrets import redact
 from tasks.core.spec import Json
+from tasks.present import duration as duration
 
 _STATES = {"built": "green", "cached": "cyan", "missing": "yellow", "waits": "dim", "failed": "red"}
 _MOST = 4
@@ -49,20 +50,6 @@ def me() -> str:
         return getpass.getuser()
     except (KeyError, OSError):
         return ""
-
-
-def duration(seconds: float | None) -> str:
-    """Seconds as people say them.
-
-    >>> [duration(s) for s in (None, 0.04, 7.25, 130, 7300)]
-    ['-', '0.0 s', '7.2 s', '2 m 10 s', '2 h 01 m']
-    """
-    if seconds is None:
-        return "-"
-    if seconds < 60:
-        return f"{seconds:.1f} s"
-    minutes, rest = divmod(round(seconds), 60)
-    return f"{minutes} m {rest:02d} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60:02d} m"
 
 
 def steps_table(name: str, steps: Sequence[Step]) -> Table:

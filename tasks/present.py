@@ -93,9 +93,34 @@ def watched(values: Mapping[str, float], most: int | None = None) -> str:
 
 
 def _cell(name: str, value: Json) -> str:
-    if name.endswith("bytes") and isinstance(value, int):
-        return f"{value / 2**20:,.1f} MiB"
-    return shown(value)
+    return sized(value) if name.endswith("bytes") and isinstance(value, int) else shown(value)
+
+
+def sized(bytes_: int | None) -> str:
+    """Memory, or a file, as people say it.
+
+    >>> [sized(size) for size in (None, 900, 3_000_000, 2_720_464_896)]
+    ['-', '900 B', '2.9 MiB', '2.53 GiB']
+    """
+    if bytes_ is None:
+        return "-"
+    if bytes_ < 2**10:
+        return f"{bytes_} B"
+    return f"{bytes_ / 2**30:,.2f} GiB" if bytes_ >= 2**30 else f"{bytes_ / 2**20:,.1f} MiB"
+
+
+def duration(seconds: float | None) -> str:
+    """Seconds as people say them.
+
+    >>> [duration(s) for s in (None, 0.04, 7.25, 130, 7300)]
+    ['-', '0.0 s', '7.2 s', '2 m 10 s', '2 h 01 m']
+    """
+    if seconds is None:
+        return "-"
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes} m {rest:02d} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60:02d} m"
 
 
 _ROWS = "{rows_kept} of {rows_in} rows kept, {rows_quarantined} in quarantine"
