@@ -15,8 +15,8 @@ from evals.scores import Scores, Series
 from evals.statistics import Floats, Sample, contrast, difference, macro_f1, mean, perplexity, perplexity_ratio, ratio, shares
 from tasks.core.errors import DataError, SpecError
 
-Against = Literal["parent", "base", "majority"]
-COMPARATORS: tuple[Against, ...] = ("parent", "base", "majority")
+Against = Literal["parent", "base", "champion", "majority"]
+COMPARATORS: tuple[Against, ...] = ("parent", "base", "champion", "majority")
 _OTHER = "against"
 """stands in `needs` for whichever subject the metric is compared with"""
 _SHARE = (0.0, 1.0)
@@ -38,6 +38,8 @@ class Metric:
     """measured on the candidate alone, or with `against` as its value less the other's"""
     neutral: float | None = None
     """what it is where the candidate equals the other; 1 is that of ratios"""
+    by_token: bool = False
+    """whether it compares what is counted by token, which two tokenizers make different things"""
 
     @property
     def comparative(self) -> bool:
@@ -69,7 +71,12 @@ class Metric:
         return (self.neutral - margin, None) if self.better == "higher" else (None, self.neutral + margin)
 
     def sample(self, scores: Scores, against: Against | None) -> Sample:
-        """What is estimated.  Raises DataError where scores are missing or do not pair up."""
+        """What is estimated.  Raises DataError where scores are missing, do not pair up, or count other tokens."""
+        if self.by_token and against in scores.other_tokens:
+            raise DataError(
+                f"the {against} cuts texts into other tokens than the candidate does (their tokenizers differ), and this is "
+                "counted by token; compare them by what is not, such as preference_accuracy, reward_win_rate or a suite"
+            )
         return self.of(*scores.aligned(*self.wants(against)))
 
 
@@ -196,7 +203,7 @@ METRICS: dict[str, Metric] = {
     "answer_perplexity_ratio": Metric(
         _perplexity_ratio, (("candidate", "answer_nll"), (_OTHER, "answer_nll")), "ratio", "lower",
         "perplexity on held-out answers over the other's",
-        neutral=1.0,
+        neutral=1.0, by_token=True,
     ),
     "text_perplexity": Metric(
         _perplexity, (("candidate", "text_nll"),), "perplexity per token", "lower",
@@ -205,12 +212,12 @@ METRICS: dict[str, Metric] = {
     "text_perplexity_ratio": Metric(
         _perplexity_ratio, (("candidate", "text_nll"), (_OTHER, "text_nll")), "ratio", "lower",
         "perplexity on general text over the other's: above 1 is forgetting",
-        neutral=1.0,
+        neutral=1.0, by_token=True,
     ),
     "answer_length_ratio": Metric(
         _length_ratio, (("candidate", "answer_tokens"), (_OTHER, "answer_tokens")), "ratio", "lower",
         "tokens generated over the tokens that the other generated",
-        neutral=1.0,
+        neutral=1.0, by_token=True,
     ),
     "finished_rate": Metric(
         _share, (("candidate", "finished"),), "share of prompts", "higher",

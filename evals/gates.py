@@ -13,7 +13,7 @@ from pydantic import Field, model_validator
 
 from evals.estimates import Against, measurable, metric
 from evals.intervals import Estimate, Spread
-from evals.scores import Scores
+from evals.scores import CHAMPION, Scores
 from evals.statistics import RESAMPLES
 from tasks.core.errors import DataError, SpecError
 from tasks.core.spec import Json, Spec
@@ -34,7 +34,8 @@ class Gate(Spec):
     margin: float | None = Field(default=None, ge=0)
     """instead of a bound: worse than the other's by no more than this; 0.02 is 2 % of a ratio, 0.02 of any other unit"""
     against: Against | None = None
-    """whom the candidate is compared with: parent (what DPO, or SFT alone, started from; the default of a comparison) or base"""
+    """whom the candidate is compared with: parent (what DPO, or SFT alone, started from; the default of a comparison), base, or
+    champion (the release that `release.channel` points to; while there is none, the gate is not judged)"""
     level: float = Field(default=0.95, gt=0.5, lt=1)
     """1 less the chance, over all gates of the plan together, that an interval ends on the wrong side of its bound"""
     note: str = ""
@@ -68,6 +69,11 @@ class Gate(Spec):
     def comparator(self) -> Against | None:
         """Whom the candidate is compared with, defaults applied."""
         return self.against or ("parent" if metric(self.metric, None).comparative else None)
+
+    @property
+    def meets_champion(self) -> bool:
+        """Whether it compares the candidate with the release that stands."""
+        return self.comparator == CHAMPION
 
     @property
     def limits(self) -> tuple[float | None, float | None]:

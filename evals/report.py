@@ -1,6 +1,7 @@
 """A verdict for people: markdown, the terminal, and plain rows.  All read the dict of `verdict.json` and decide nothing.
 
-`verdict.json` holds verdict, reasons (sentences), gates (`Judgement.row`), measured (`gates.measured`), seed and resamples.
+`verdict.json` holds verdict, reasons (sentences), gates (`Judgement.row`), measured (`gates.measured`), seed and resamples; where
+a gate is against the champion also champion (keys of its release and policy, or null) and not_judged (the gates that found none).
 """
 
 from collections.abc import Mapping, Sequence
@@ -32,12 +33,31 @@ def headline(verdict: Row) -> str:
 
     >>> headline({"verdict": "pass", "gates": [{"verdict": "pass"}]})
     '✅ pass: 1 of 1 gates hold'
+    >>> headline({"verdict": "pass", "gates": [{"verdict": "pass"}], "champion": None, "not_judged": [{"metric": "a"}]})
+    '✅ pass: 1 of 1 gates hold, 1 not judged: no champion yet'
     """
     gates: Sequence[Row] = verdict["gates"]
     words = {"pass": "hold", "fail": "failed", "review": "need a person"}
     count = sum(gate["verdict"] == verdict["verdict"] for gate in gates)
+    left_out = len(verdict.get("not_judged", ()))
     said = f"{count} of {len(gates)} gates {words[verdict['verdict']]}" if gates else "no gate was asked for"
+    if left_out:
+        said = f"{f'{said}, {left_out}' if gates else f'all {left_out} gates'} not judged: no champion yet"
     return f"{MARKS[verdict['verdict']]} {verdict['verdict']}: {said}"
+
+
+def challenge(verdict: Row) -> str:
+    """Whom gates against the champion compared with, in a sentence; empty where no gate asks for one.
+
+    >>> challenge({"champion": None, "not_judged": [{"metric": "accuracy", "demand": ">= 0 against champion", "note": ""}]})
+    'There is no champion yet, so this was not judged: accuracy (need >= 0 against champion).'
+    """
+    if "champion" not in verdict:
+        return ""
+    if met := verdict["champion"]:
+        return f"The champion is release {met['release'][:12]} with policy {met['policy'][:12]}, measured on the same items."
+    gates = ", ".join(f"{gate['metric']} (need {gate['demand']})" for gate in verdict["not_judged"])
+    return f"There is no champion yet, so this was not judged: {gates}."
 
 
 def rows(verdict: Row) -> list[dict[str, str]]:
@@ -46,15 +66,16 @@ def rows(verdict: Row) -> list[dict[str, str]]:
 
 
 def gate_markdown(verdict: Row) -> str:
-    """The gates as a markdown table."""
-    return _markdown(_GATES, rows(verdict))
+    """The gates as a markdown table, and whom the champion's were judged against."""
+    table = _markdown(_GATES, rows(verdict)) if verdict["gates"] else ""
+    return "\n\n".join(filter(None, (table, _cell(challenge(verdict)))))
 
 
 def markdown(verdict: Row) -> str:
     """The whole verdict: the headline, the gates, the reasons, and everything else that was measured."""
     parts = [f"# {headline(verdict)}"]
-    if verdict["gates"]:
-        parts.append(gate_markdown(verdict))
+    if gates := gate_markdown(verdict):
+        parts.append(gates)
     parts.append("\n".join(f"- {_cell(reason)}" for reason in verdict["reasons"]))
     if verdict["measured"]:
         measured = _measured(verdict)
@@ -88,6 +109,8 @@ def gate_table(verdict: Row) -> "Group":
             for row, colour in zip(found, colours, strict=True):
                 table.add_row(*(Text(row[column]) for column in columns), style=colour)
             parts.append(table)
+        if title == "Gates" and (said := challenge(verdict)):
+            parts.append(Text(said))
     if verdict["verdict"] != "pass":  # else the table has said it
         parts += [Text(f"- {reason}") for reason in verdict["reasons"]]
     return Group(*parts)

@@ -5,7 +5,7 @@ A score is one row of `scores.parquet` (docs/artifacts.md).  The file of a model
 share one artifact; who the model is comes from the name of the input: `scores_candidate` holds scores of `candidate`.
 """
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -21,7 +21,9 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 FILE = "scores.parquet"
-SUBJECTS = ("candidate", "parent", "base")
+SUBJECTS = ("candidate", "parent", "base", "champion")
+CHAMPION = "champion"
+"""whose files speak of nobody else: what they say of the data, or of the majority, this run's own say already"""
 DATA = "length"
 """subject of what needs no model"""
 _KEY = ("subject", "metric", "item")
@@ -40,13 +42,15 @@ class Series(NamedTuple):
 class Scores:
     """Everything that was measured: (subject, raw metric) -> series."""
 
-    def __init__(self, series: Mapping[tuple[str, str], Series]) -> None:
+    def __init__(self, series: Mapping[tuple[str, str], Series], other_tokens: Collection[str] = ()) -> None:
         """Hold `series`; `Scores.read` is the usual way here."""
         self._series = dict(sorted(series.items()))
+        self.other_tokens = frozenset(other_tokens)
+        """subjects whose tokenizer is another than the candidate's"""
 
     @classmethod
-    def read(cls, inputs: Mapping[str, Path]) -> "Scores":
-        """The scores in the artifacts `inputs` (input name -> folder).
+    def read(cls, inputs: Mapping[str, Path], *, other_tokens: Collection[str] = ()) -> "Scores":
+        """The scores in the artifacts `inputs` (input name -> folder); the tokenizers of `other_tokens` are not the candidate's.
 
         Raises DataError for a file that is not one of scores, a score without a subject, two values for one item, and scores of
         a suite that was not asked and judged alike.
@@ -68,7 +72,7 @@ class Scores:
             part = {name: column[start:end] for name, column in columns.items()}
             key = (str(part["subject"][0]), str(part["metric"][0]))
             series[key] = Series(part["item"], part["cluster"], part["value"], part["weight"])
-        return cls(series)
+        return cls(series, other_tokens)
 
     def has(self, subject: str, metric: str) -> bool:
         """Whether `metric` was measured for `subject`."""
@@ -135,10 +139,12 @@ def _read(name: str, folder: Path) -> "pa.Table":
     subject = pc.fill_null(table["subject"], "")
     subject = pc.if_else(pc.equal(subject, ""), subject_of(name), subject)
     table = table.set_column(0, "subject", subject)
+    if subject_of(name) == CHAMPION:
+        table = table.filter(pc.equal(subject, CHAMPION))
     for column in _COLUMNS:
         if table[column].null_count:
             raise DataError(f"{path}: {table[column].null_count} of {len(table)} rows have no {column}")
-    if len(table) and pc.any(pc.equal(subject, "")).as_py():
+    if len(table) and pc.any(pc.equal(table["subject"], "")).as_py():
         raise DataError(f"{path}: rows without a subject, and the input's name {name} does not end in {', '.join(SUBJECTS)}")
     return table
 

@@ -4,6 +4,7 @@ from prefect import flow
 from prefect.runtime import flow_run
 from prefect.task_runners import ThreadPoolTaskRunner
 
+from flows.champion import waited_for
 from flows.reviewing import Reviewing
 from flows.running import failure, named, recorded, tell
 from flows.task_pipeline import AnyPlan, pipeline
@@ -27,7 +28,7 @@ def align(plan: AnyPlan, rerun: str | None = None) -> str:
     with recorded("align", plan, build) as settle:
         review = Reviewing(plan, build, settle)
         review.hear()  # this run was suspended, and somebody decided
-        pipeline(plan, review)
+        pipeline(plan, review, waited_for(plan, workshop.store))
         # one branch failed: the others still finish, and their artifacts stay
         failed = [error for name, future in build.futures.items() if (error := failure(name, future))]
         if failed:

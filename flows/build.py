@@ -1,7 +1,7 @@
 """How a pipeline asks for a stage; who runs it decides what that does: Prefect, `align plan`, a benchmark."""
 
-from collections.abc import Mapping
-from typing import Any, Protocol
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple, Protocol
 
 from tasks.core.contract import Stage
 from tasks.core.spec import Spec
@@ -13,3 +13,20 @@ class Build(Protocol):
     def __call__(self, stage: Stage, spec: Spec, inputs: Mapping[str, Any], *, name: str | None = None) -> Any:  # noqa: ANN401
         """Ask for `stage` under `spec`; `name` tells two uses of one stage apart."""
         ...
+
+
+class Champion(NamedTuple):
+    """What a candidate is measured beside."""
+
+    release: str
+    """its key"""
+    policy: Any
+    """as an input for the builder"""
+
+
+Meet = Callable[[Any], Champion | None]
+"""what the builder made of the candidate -> its champion, or None where there is none yet; see `flows.champion`"""
+
+
+def nobody(_: Any) -> None:  # noqa: ANN401
+    """Meet no champion: for builders that release nothing."""

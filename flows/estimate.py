@@ -13,6 +13,8 @@ from typing import Any, cast
 
 from rich.table import Table
 
+from evals.scores import CHAMPION
+from flows.champion import looked_up
 from flows.console import duration
 from flows.explain import Explain, Step
 from flows.pipeline import pipeline
@@ -29,7 +31,7 @@ from tasks.generate import AnswersSpec
 from tasks.measure import RewardsSpec, ScoresSpec
 from tasks.merge import MergeSpec
 from tasks.methods import METHODS
-from tasks.policy import Base, base_path, read_record
+from tasks.policy import MODEL, Base, base_path, read_record
 from tasks.ppo import PpoSpec
 from tasks.probe import Measured
 from tasks.rewarding import wants_model
@@ -80,7 +82,7 @@ class Row:
 def estimates(plan: Plan, *, run_probe: bool = False, log: Callable[[str], None] = lambda line: None) -> list[Row]:
     """A row for each stage of `plan` that takes memory; with `run_probe`, training stages are measured too."""
     explain = Explain(plan.workshop())
-    pipeline(plan, explain)
+    pipeline(plan, explain, looked_up(plan, explain.workshop.store))
     here = _Here(plan, explain)
     rows = [row for step in explain.steps if (row := here.row(step))]
     return [here.probed(row, log) for row in rows] if run_probe else rows
@@ -218,19 +220,20 @@ class _Here:
         found = self._prompts(step, 10**6)
         prompt, count = (found.longest, found.rows) if found else (_PROMPT, spec.limit)
         rows = min(estimate.ANSWERED[self.device], spec.limit or count or 32, count or 32)
+        shape = self._shape(step)
         memory = estimate.answering(
-            self.shape, self.device, rows=rows, prompt=prompt, new=spec.max_new_tokens, quantised=self._in_4_bits(step)
+            shape, self.device, rows=rows, prompt=prompt, new=spec.max_new_tokens, quantised=self._in_4_bits(step)
         )
         number = min(count, spec.limit or count) if count else None
         tokens = number * spec.samples * (prompt + spec.max_new_tokens) if number else None
         # A token that is written reads every weight and multiplies few: about a third of the rate of training.
-        seconds = tokens * 3 * 2 * self.shape.parameters / self._rate.flops if tokens else None
+        seconds = tokens * 3 * 2 * shape.parameters / self._rate.flops if tokens else None
         return self._plain(step, memory, tokens, "prompts and whole answers" if tokens else "", seconds)
 
     def scores(self, step: Step) -> Row:
         """Log-probabilities of held-out data."""
         spec = cast(ScoresSpec, step.spec)
-        memory = estimate.scoring(self.shape, self.device, longest=spec.max_length, quantised=self._in_4_bits(step))
+        memory = estimate.scoring(self._shape(step), self.device, longest=spec.max_length, quantised=self._in_4_bits(step))
         kinds = {"preferences": ("heldout", "dpo"), "instructions": ("heldout", "sft"), "texts": ("texts", "texts")}
         return self._read(step, memory, kinds, spec.max_length, spec.limit)
 
@@ -301,14 +304,28 @@ class _Here:
             return self._plain(step, memory, None, "", None)
         known = [texts for texts in found.values() if texts]
         tokens = sum(texts.mean * min(texts.rows, limit or texts.rows) for texts in known)
-        return self._plain(step, memory, tokens, known[0].source, tokens * 2 * self.shape.parameters / self._rate.flops)
+        return self._plain(step, memory, tokens, known[0].source, tokens * 2 * self._shape(step).parameters / self._rate.flops)
 
     def _plain(self, step: Step, memory: Memory, tokens: float | None, said: str, seconds: float | None) -> Row:
         rate = self._rate.source if seconds is not None else ""
         return Row(step.name, step.state, memory, self.limit, None, None, tokens, said, seconds, rate)
 
+    def _champion(self, step: Step) -> Path | None:
+        """The champion's policy, where a stage reads that; it may have another base than the plan's."""
+        source = step.inputs.get("policy")
+        return source.artifact.path if isinstance(source, Step) and source.name == CHAMPION and source.artifact else None
+
+    def _shape(self, step: Step) -> Shape:
+        """Of the policy that a stage reads; the plan's where the champion's base is not here."""
+        if (policy := self._champion(step)) is None:
+            return self.shape
+        folder = policy / MODEL if (policy / MODEL).is_dir() else base_path(self._shop.models, read_record(policy).base)
+        return of_folder(folder) if (folder / "config.json").is_file() else self.shape
+
     def _in_4_bits(self, step: Step) -> bool:
         """Whether the policy that a stage reads is held in 4 bits: trained so, and neither the base nor merged."""
+        if policy := self._champion(step):
+            return read_record(policy).quantization is not None and not (policy / MODEL).is_dir()
         source = step.inputs.get("policy")
         trained = isinstance(source, Step) and source.stage.name in _TRAINED
         return trained and METHODS[self._plan.sft.method.name].quantised

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from rich.console import Console
 
+from flows.champion import looked_up
 from flows.console import Watch, duration, me, out
 from flows.consult import Consulted, Undecided
 from flows.explain import Explain, Step
@@ -16,7 +17,7 @@ from flows.inspect import print_verdict, read_verdict
 from flows.plan import Asked
 from flows.server import prepare, shown, temporary
 from flows.task_pipeline import AnyPlan, load, pipeline
-from tasks.channels import channel, promote
+from tasks.channels import channel, promote, standing
 from tasks.core.errors import GateError, SpecError
 from tasks.core.store import Artifact
 from tasks.release import ReleaseSpec, ruling
@@ -47,7 +48,7 @@ def execute(
 def look(plan: AnyPlan) -> dict[str, Step]:
     """Every stage as the store sees it now, by name."""
     explained = Explain(plan.workshop())
-    pipeline(plan, Consulted(explained))
+    pipeline(plan, Consulted(explained), looked_up(plan, explained.workshop.store))
     return {step.name: step for step in explained.steps}
 
 
@@ -134,9 +135,6 @@ def _tell(plan: AnyPlan, steps: dict[str, Step], result: str, seconds: float, *,
             )
         )
         return
-    note = (
-        ""
-        if points_to == release.key
-        else f" (the channel points to {points_to[:12] if points_to else 'nothing'}: it was rolled back)"
-    )
+    there = "it was superseded" if release.key in standing(plan.workshop().store, plan.release.channel) else "it was rolled back"
+    note = "" if points_to == release.key else f" (the channel points to {points_to[:12] if points_to else 'nothing'}: {there})"
     out().print(f"[bold green]{result}[/]: {plan.release.channel} = release {release.key[:12]}{note}, in {duration(seconds)}")

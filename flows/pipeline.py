@@ -5,22 +5,21 @@ The same lines serve every builder: Prefect runs them, `align plan` looks them u
 
 from typing import Any
 
+from evals.scores import CHAMPION
 from flows.aligning import aligned
-from flows.build import Build
+from flows.build import Build, Meet, nobody
+from flows.measuring import Measuring
 from flows.plan import Plan, RewardModelPlan
-from flows.suites import measured
 from tasks.base import BASE
 from tasks.curate import INSTRUCTIONS, PREFERENCES, PROMPTS, TEXTS
-from tasks.generate import ANSWERS
 from tasks.judge import VERDICT
-from tasks.measure import METRICS, REWARDS, SCORES
 from tasks.merge import MERGE, MergeSpec
 from tasks.release import RELEASE
 from tasks.reward_model import REWARD_MODEL
 from tasks.train import PRETRAIN, REWARD, SFT, RewardSpec
 
 
-def pipeline(plan: Plan, build: Build) -> None:
+def pipeline(plan: Plan, build: Build, meet: Meet = nobody) -> None:
     """Curate, train, merge, measure, judge, release."""
     base = build(BASE, plan.model.spec(), plan.model.files())
     instructions = build(INSTRUCTIONS, plan.data.instructions.spec(), plan.data.instructions.files())
@@ -38,26 +37,18 @@ def pipeline(plan: Plan, build: Build) -> None:
     policy = build(MERGE, plan.merge or MergeSpec(), {"policy": trained, "prompts": prompts}) if plan.merges else trained
 
     models = {"candidate": policy, "parent": parent, "base": base}
-    compared = {who: models[who] for who in plan.subjects()}
-    asked = plan.evaluation
-    answers = {
-        f"answers_{who}": build(ANSWERS, asked.answers, {"policy": model, "prompts": prompts}, name=f"answers-{who}")
-        for who, model in compared.items()
-    }
-    scores = {
-        f"scores_{who}": build(SCORES, asked.scores, {"policy": model, **held_out}, name=f"scores-{who}")
-        for who, model in compared.items()
-    }
-    if "reward_model" in made:
-        judged = {"reward_model": made["reward_model"], "preferences": held_out["preferences"]}
-        scores["rewards"] = build(REWARDS, asked.rewards, {**judged, **answers})
-    scores["metrics"] = build(METRICS, plan.metrics(), {"prompts": prompts, **answers})
-    suites = measured(plan, build, compared)
-    scores |= suites.scores
+    compared = {who: models[who] for who in plan.subjects() if who in models}
+    measuring = Measuring(plan, build, prompts, held_out, made.get("reward_model"))
+    seen = measuring.models(compared)
+    champion = meet(policy) if plan.challenges else None
+    met = {CHAMPION: champion.policy} if champion else {}
+    if champion:
+        seen = measuring.beside(seen, champion.policy)
 
-    verdict = build(VERDICT, plan.judge(), scores)
-    made_of = {"base": base, "prompts": prompts, **held_out, **before, **made}
-    build(RELEASE, plan.card(), {"policy": policy, "verdict": verdict, **made_of, **answers, **suites.asked, **scores})
+    both = {"policy": policy, **met} if met else {}
+    verdict = build(VERDICT, plan.judge(champion and champion.release), {**seen.scores, **both})
+    made_of = {"base": base, "prompts": prompts, **held_out, **before, **made, **met}
+    build(RELEASE, plan.card(), {"policy": policy, "verdict": verdict, **made_of, **seen.asked, **seen.scores})
 
 
 def judge(asked: RewardSpec | RewardModelPlan, build: Build, sft: Any, pairs: Any) -> Any:  # noqa: ANN401

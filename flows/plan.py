@@ -13,6 +13,7 @@ from pydantic import BaseModel, ConfigDict, Discriminator, Field, PositiveFloat,
 from evals import modules
 from evals.estimates import metric
 from evals.gates import Gate
+from evals.scores import SUBJECTS
 from flows.compare_plan import ComparePlan
 from flows.search_plan import SearchPlan
 from flows.suite_plan import SuitePlan, check_suites
@@ -27,7 +28,7 @@ from tasks.core.store import Store
 from tasks.curate import FeedbackSpec, InstructionsSpec, LabelledSpec, PreferencesSpec, PromptsSpec, TextsSpec
 from tasks.generate import AnswersSpec
 from tasks.health import HealthSpec
-from tasks.judge import VerdictSpec
+from tasks.judge import VerdictSpec, judged_by
 from tasks.measure import MetricsSpec, RewardsSpec, ScoresSpec
 from tasks.merge import MergeSpec
 from tasks.methods import check_stage
@@ -359,7 +360,7 @@ class Plan(Part):
         """Refuse a comparison that only labels allow."""
         for gate in self.gates:
             if gate.against == "majority":
-                raise ValueError(f"gate {gate.metric}: answers have no majority label; use against: parent or base")
+                raise ValueError(f"gate {gate.metric}: answers have no majority label; use against: parent, base or champion")
         return self
 
     @property
@@ -375,16 +376,21 @@ class Plan(Part):
     def subjects(self) -> list[str]:
         """Whose answers and scores the gates need: the candidate, its parent (what it was trained from), and what gates name."""
         compared = {gate.comparator for gate in self.gates if gate.comparator}
-        return [who for who in ("candidate", "parent", "base") if who in compared | {"candidate", "parent"}]
+        return [who for who in SUBJECTS if who in compared | {"candidate", "parent"}]
+
+    @property
+    def challenges(self) -> bool:
+        """Whether a gate compares the candidate with the champion."""
+        return any(gate.meets_champion for gate in self.gates)
 
     def metrics(self) -> MetricsSpec:
         """The metric modules that the report and the gates need."""
         gated = (gate.metric for gate in self.gates if gate.metric in modules.names())
         return MetricsSpec(metrics=(*self.evaluation.metrics, *gated))
 
-    def judge(self) -> VerdictSpec:
-        """What the verdict is decided by."""
-        return VerdictSpec(gates=self.gates, seed=self.seed)
+    def judge(self, champion: str | None = None) -> VerdictSpec:
+        """What the verdict is decided by; `champion`: key of the release that is met, if one is."""
+        return judged_by(self.gates, self.seed, champion)
 
     def card(self) -> ReleaseSpec:
         """What the release says of itself."""

@@ -104,13 +104,14 @@ class Reviewing:
                 "run the plan again, and it asks about what is there now"
             )
 
-    def _finished(self, inputs: Mapping[str, PrefectFuture[str]]) -> dict[str, Artifact] | None:
+    def _finished(self, inputs: Mapping[str, PrefectFuture[str] | Artifact]) -> dict[str, Artifact] | None:
         """The inputs of the release, or None if one failed, which the release then says."""
-        for future in inputs.values():
+        futures = {name: given for name, given in inputs.items() if not isinstance(given, Artifact)}
+        for future in futures.values():
             future.wait()
-        if not all(future.state.is_completed() for future in inputs.values()):
+        if not all(future.state.is_completed() for future in futures.values()):
             return None
-        return {name: self._store.at(future.result()) for name, future in inputs.items()}
+        return {name: given if isinstance(given, Artifact) else self._store.at(given.result()) for name, given in inputs.items()}
 
     def _ask(self, no: str, artifacts: Mapping[str, Artifact]) -> None:
         """Suspend this run until somebody decides; GateError where it cannot be, or where another run asks already."""

@@ -11,21 +11,27 @@ from tasks.suites import CHOICES, QUESTIONS, SUITE_SCORES, ChoicesSpec
 
 
 class Measured(NamedTuple):
-    """What suites add to a run, by the names that the verdict and the release know it by."""
+    """What was measured, by the names that the verdict and the release know it by."""
 
     asked: dict[str, Any]
-    """prompts and answers"""
+    """answers, and prompts of suites"""
     scores: dict[str, Any]
 
 
-def measured(plan: Plan, build: Build, models: Mapping[str, Any]) -> Measured:
-    """Measure `models` (subject -> policy) on every suite of the plan."""
-    asked: dict[str, Any] = {}
-    scores: dict[str, Any] = {}
+NOTHING = Measured({}, {})
+
+
+def measured(plan: Plan, build: Build, models: Mapping[str, Any], before: Measured = NOTHING) -> Measured:
+    """What was `before`, and `models` (subject -> policy) measured on every suite of the plan.
+
+    The candidate is one of them, or was measured `before`: others are compared with it.
+    """
+    asked, scores = dict(before.asked), dict(before.scores)
     for suite in plan.evaluation.suites:
         name, spec = suite.name, suite.scores(plan.gates)
-        prompts = build(QUESTIONS, suite.questions(), {"data": suite.source}, name=f"suite-{name}")
-        asked[f"suite_{name}"] = prompts
+        prompts = asked.get(f"suite_{name}")
+        if prompts is None:
+            prompts = asked[f"suite_{name}"] = build(QUESTIONS, suite.questions(), {"data": suite.source}, name=f"suite-{name}")
         if isinstance(spec, ChoicesSpec):
             for who, model in models.items():
                 given = {"policy": model, "prompts": prompts}
@@ -42,6 +48,7 @@ def measured(plan: Plan, build: Build, models: Mapping[str, Any]) -> Measured:
             scores[f"suite_{name}_{who}"] = build(SUITE_SCORES, spec, given, name=f"{name}-{who}")
         if pairs := suite.pairs():
             for who in (who for who in answers if who != "candidate"):
-                given = {"prompts": prompts, "answers_candidate": answers["candidate"], "answers_other": answers[who]}
+                mine = asked[f"answers_{name}_candidate"]
+                given = {"prompts": prompts, "answers_candidate": mine, "answers_other": answers[who]}
                 scores[f"judged_{name}_{who}"] = build(PAIRWISE, pairs, given, name=f"{name}-judged-{who}")
     return Measured(asked, scores)

@@ -4,7 +4,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TypeAlias
 
-from flows.build import Build
+from evals.scores import CHAMPION
+from flows.build import Build, Meet, nobody
 from flows.loading import load_as, read
 from flows.pipeline import pipeline as chat_pipeline
 from flows.plan import Plan
@@ -20,24 +21,29 @@ AnyPlan: TypeAlias = Plan | TaskPlan
 """a plan that ends in a release"""
 
 
-def task_pipeline(plan: TaskPlan, build: Build) -> None:
+def task_pipeline(plan: TaskPlan, build: Build, meet: Meet = nobody) -> None:
     """Curate, train a head, merge, predict, judge, release."""
     base = build(BASE, plan.base(), plan.model.files())
     examples = build(LABELLED, plan.data.examples.spec(), plan.data.examples.files())
     task = build(TASK, plan.task, {"policy": base, "data": examples})
     policy = build(MERGE, plan.merge or MergeSpec(), {"policy": task, "data": examples}) if plan.merges else task
     scores = {"scores_candidate": build(PREDICT, plan.predict, {"policy": policy, "data": examples})}
-    verdict = build(VERDICT, plan.judge(), scores)
-    made_of = {"base": base, "examples": examples, "task": task}
+    champion = meet(policy) if plan.challenges else None
+    met = {CHAMPION: champion.policy} if champion else {}
+    for who, model in met.items():
+        scores[f"scores_{who}"] = build(PREDICT, plan.predict, {"policy": model, "data": examples}, name=f"predict-{who}")
+    both = {"policy": policy, **met} if met else {}
+    verdict = build(VERDICT, plan.judge(champion and champion.release), {**scores, **both})
+    made_of = {"base": base, "examples": examples, "task": task, **met}
     build(RELEASE, plan.card(), {"policy": policy, "verdict": verdict, **made_of, **scores})
 
 
-def pipeline(plan: AnyPlan, build: Build) -> None:
-    """Ask `build` for every stage of `plan`."""
+def pipeline(plan: AnyPlan, build: Build, meet: Meet = nobody) -> None:
+    """Ask `build` for every stage of `plan`; `meet` finds the champion for gates that ask for one."""
     if isinstance(plan, TaskPlan):
-        task_pipeline(plan, build)
+        task_pipeline(plan, build, meet)
     else:
-        chat_pipeline(plan, build)
+        chat_pipeline(plan, build, meet)
 
 
 def load(path: Path, overrides: Sequence[str] = ()) -> AnyPlan:

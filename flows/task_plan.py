@@ -14,7 +14,7 @@ from tasks.core.errors import SpecError
 from tasks.core.store import Store
 from tasks.curate import LabelledSpec
 from tasks.heads import GATED, MAJORITY, PredictSpec, TaskSpec
-from tasks.judge import VerdictSpec
+from tasks.judge import VerdictSpec, judged_by
 from tasks.merge import MergeSpec
 from tasks.release import ReleaseSpec
 
@@ -37,7 +37,7 @@ class TaskPlan(Part):
     predict: PredictSpec = PredictSpec()
     """which held-out rows are predicted"""
     gates: tuple[Gate, ...] = Field(min_length=1)
-    """on what the kind of task is measured by, alone or `against: majority`, the most frequent training label"""
+    """on what the kind of task is measured by, alone, `against: majority`, the most frequent training label, or `champion`"""
     seed: int = Field(default=0, ge=0)
     """of the bootstrap that judges"""
     release: ReleasePlan = ReleasePlan()
@@ -55,10 +55,10 @@ class TaskPlan(Part):
             if gate.against in ("base", "parent"):
                 raise ValueError(
                     f"gate {gate.metric}: the head is new, so {gate.against} has none to compare with; use against: {MAJORITY} "
-                    "or a bound alone"
+                    "or champion, or a bound alone"
                 )
-            if gate.against and self.task.kind == "question_answering":
-                raise ValueError(f"gate {gate.metric}: no answer is the most frequent one; leave against out")
+            if gate.against == MAJORITY and self.task.kind == "question_answering":
+                raise ValueError(f"gate {gate.metric}: no answer is the most frequent one; leave against out, or use champion")
         try:
             check_model("task", self.task.method, self.model.config())
             if self.merge:
@@ -76,9 +76,14 @@ class TaskPlan(Part):
         """What decides the base model, which needs neither a chat template nor to write text."""
         return self.model.spec().model_copy(update={"chat": False})
 
-    def judge(self) -> VerdictSpec:
-        """What the verdict is decided by."""
-        return VerdictSpec(gates=self.gates, seed=self.seed)
+    @property
+    def challenges(self) -> bool:
+        """Whether a gate compares the candidate with the champion."""
+        return any(gate.meets_champion for gate in self.gates)
+
+    def judge(self, champion: str | None = None) -> VerdictSpec:
+        """What the verdict is decided by; `champion`: key of the release that is met, if one is."""
+        return judged_by(self.gates, self.seed, champion)
 
     def card(self) -> ReleaseSpec:
         """What the release says of itself."""

@@ -5,13 +5,14 @@ A channel is one file, replaced at once under the store's lock and sealed with a
 
 import json
 import re
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict
 
-from tasks.core.errors import DataError, SpecError
+from tasks.core.errors import DataError, GateError, SpecError
 from tasks.core.files import write_json
 from tasks.core.spec import Json, canonical, sha256
 from tasks.core.store import Artifact, Store
@@ -56,7 +57,8 @@ def promote(store: Store, channel: str, release: Artifact, *, why: str = "", by:
     """Point `channel` to `release`; return whether it moved.
 
     A release that is in the history already moves nothing, so that a rerun never brings back what was rolled back; `again` does.
-    Raises DataError if the release, or the policy it is about, is damaged or gone.
+    Raises GateError, unless `again`, if it was judged against a champion that the channel has left since, and DataError if the
+    release, or the policy it is about, is damaged or gone.
     """
     if release.kind != "release":
         raise SpecError(f"{release.kind} {release.key[:12]}: only a release can be promoted to {channel}")
@@ -65,6 +67,8 @@ def promote(store: Store, channel: str, release: Artifact, *, why: str = "", by:
         if any(move.release == release.key for move in known.history) and (not again or known.standing[-1:] == [release.key]):
             return False
         released_policy(store, release)
+        if not again:
+            _refuse_unmet(store, known, release)
         _write(store, known, _move("promote", release, why, by))
     return True
 
@@ -92,6 +96,28 @@ def channel(store: Store, name: str) -> str | None:
     return standing[-1] if standing else None
 
 
+def standing(store: Store, name: str) -> list[str]:
+    """Keys of the releases promoted to channel `name` and not rolled back, the present one last."""
+    return _read(store, name).standing
+
+
+def opponent(store: Store, keys: Sequence[str], policy: str) -> str | None:
+    """The release that the policy of digest `policy` is to be compared with where the releases `keys` stand, oldest first.
+
+    The last one; where that is of this very policy, what it was compared with itself: a plan that is asked again after it was
+    released hears the verdict it heard before.  If its verdict names nobody, because no gate asked, the one that stood before.
+    """
+    for key in reversed(keys):
+        release = store.find("release", key)
+        record = _record(release) if release else None
+        if record is None or record["policy"]["digest"] != policy:
+            return key
+        if "champion" in record["verdict"]:
+            met = record["verdict"]["champion"]
+            return met and met["release"]
+    return None
+
+
 def history(store: Store, name: str) -> list[dict[str, str]]:
     """Every move of channel `name`, oldest first: action, when, release (its key), digest, why, by."""
     return [move.model_dump() for move in _read(store, name).history]
@@ -102,19 +128,44 @@ def channels(store: Store) -> list[str]:
     return sorted(path.stem for path in store.folder("channels").glob("[a-z0-9]*.json"))
 
 
-def released_policy(store: Store, release: Artifact) -> Artifact:
-    """The policy of `release`.  Raises DataError if either is damaged, or the policy is not the one that was judged."""
-    if damage := release.damage(deep=True):
+def released_policy(store: Store, release: Artifact, *, deep: bool = True) -> Artifact:
+    """The policy of `release`.  Raises DataError if either is damaged, or the policy is not the one that was judged.
+
+    Without `deep` only the bytes of files that were written to later are compared, see `Artifact.damage`.
+    """
+    if damage := release.damage(deep=deep):
         raise DataError(f"release {release.key[:12]}: {damage}, so it is not used; `align rerun release PLAN` builds it again")
-    record = json.loads((release.path / "release.json").read_text(encoding="utf-8"))["policy"]
+    record = _record(release)["policy"]
     policy = store.at(f"policy/{record['key']}")
-    damage = policy.damage(deep=True)
+    damage = policy.damage(deep=deep)
     if policy.digest != record["digest"]:
         damage = "it was built again and came out different from what was judged"
     if damage:
         where = f"policy {policy.key[:12]} of release {release.key[:12]}"
         raise DataError(f"{where}: {damage}, so it is not used; `align rerun {policy.stage} PLAN` builds it again")
     return policy
+
+
+def _refuse_unmet(store: Store, known: _Channel, release: Artifact) -> None:
+    """Raise GateError where `release` was judged against a champion, or against none yet, and another one stands by now."""
+    record = _record(release)
+    if "champion" not in record["verdict"]:
+        return
+    met, policy = record["verdict"]["champion"], record["policy"]["digest"]
+    judged, now = met and met["release"], opponent(store, known.standing, policy)
+    if now != judged:
+        raise GateError(
+            f"{known.name}: release {release.key[:12]} was judged against {_named(judged)}, and the channel moved to "
+            f"{_named(now)} since; run again and it is compared with that"
+        )
+
+
+def _named(key: str | None) -> str:
+    return f"release {key[:12]}" if key else "no champion"
+
+
+def _record(release: Artifact) -> Any:  # noqa: ANN401
+    return json.loads((release.path / "release.json").read_text(encoding="utf-8"))
 
 
 def _move(action: Literal["promote", "rollback"], release: Artifact, why: str, by: str) -> Move:

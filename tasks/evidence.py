@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from evals.estimates import metric
-from evals.report import rows
-from evals.scores import Scores
+from evals.report import challenge, rows
+from evals.scores import CHAMPION, Scores
 from tasks.charts import SAID, gate_chart
 from tasks.core.errors import AlignError
 from tasks.core.lineage import Trace, trace_among
@@ -133,6 +133,8 @@ def _gates(verdict: Mapping[str, Any]) -> str:
         asked = f"**{_name(row['metric'])}**<br>{asked}"
         found = f"**{SAID[gate['verdict']]}**: {row['found']}<br>{row['interval']}<br>at {row['at']}, n={row['n']}"
         lines.append(f"| {asked} | {found} |")
+    if said := challenge(verdict):
+        lines += ["", inert(said)]
     if verdict["verdict"] != "pass":
         lines += ["", *(f"- {inert(reason)}" for reason in verdict["reasons"])]
     return "\n".join(lines)
@@ -177,8 +179,10 @@ def changes(before: Sequence[Mapping[str, Any]], now: Sequence[Mapping[str, Any]
 
 
 def _asked(one: Mapping[str, Any], two: Mapping[str, Any]) -> list[str]:
+    """What the specs ask for otherwise; whom a verdict met is no wish, and always another."""
     version = [f"version {one['version']} -> {two['version']}"] if one["version"] != two["version"] else []
-    return differences(one["spec"], two["spec"]) + version
+    old, new = ({name: value for name, value in part["spec"].items() if name != CHAMPION} for part in (one, two))
+    return differences(old, new) + version
 
 
 def _data(one: Mapping[str, Any], two: Mapping[str, Any], known: set[str]) -> list[str]:
@@ -239,7 +243,7 @@ def _side_by_side(number: int, sample: Sample, against: str) -> Iterator[str]:
 
 def samples(verdict: Mapping[str, Any], folders: Mapping[str, Path]) -> Samples | None:
     """The largest wins and losses by the reward, else by the first gate that scores answers; None where nothing does."""
-    against = next((who for who in ("parent", "base") if f"answers_{who}" in folders), None)
+    against = next((who for who in (CHAMPION, "parent", "base") if f"answers_{who}" in folders), None)
     if against is None or "answers_candidate" not in folders:
         return None
     scores = Scores.read({name: path for name, path in folders.items() if (path / "scores.parquet").is_file()})

@@ -115,7 +115,8 @@ class Ruling:
 
 def ruling(store: Store, spec: ReleaseSpec, verdict: Artifact, policy: Artifact) -> Ruling:
     """What the gates and people have said until now."""
-    asked = asks(_json(verdict.path / VERDICT_FILE)["verdict"], spec.approval)
+    record = _json(verdict.path / VERDICT_FILE)
+    asked = bool(record["gates"]) and asks(record["verdict"], spec.approval)
     decision, file = (asked and standing(store, Subject.of(verdict, policy))) or (None, None)
     no = refusal(verdict.path, spec.approval, decision)
     return Ruling(no, open=asked and decision is None and bool(no), asked=asked, approval=None if no else file)
@@ -128,7 +129,7 @@ def release(spec: ReleaseSpec, inputs: Mapping[str, Path], out: Path, run: Run) 
     damaged policy or a verdict that was measured on another one.
     """
     verdict = _json(inputs["verdict"] / VERDICT_FILE)
-    if not verdict["gates"]:
+    if not verdict["gates"] and not verdict.get("not_judged"):
         raise SpecError(f"{spec.name}: a release needs at least one gate; add gates to the plan")
     decision = read(inputs[DECISION]) if DECISION in inputs else None
     if no := refusal(inputs["verdict"], spec.approval, decision):

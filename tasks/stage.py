@@ -61,9 +61,10 @@ class Submit:
     futures: dict[str, PrefectFuture[Ref]] = field(default_factory=dict[str, PrefectFuture[Ref]])
 
     def __call__(self, stage: Stage, spec: Spec, inputs: Mapping[str, Any], *, name: str | None = None) -> PrefectFuture[Ref]:
-        """Submit `stage`; `inputs` are futures of this builder or paths of raw files."""
+        """Submit `stage`; `inputs` are futures of this builder, artifacts, or paths of raw files."""
         named = name or stage.name
         sources = {key: str(value) for key, value in inputs.items() if isinstance(value, Path)}
+        there = {key: self.workshop.store.ref(value) for key, value in inputs.items() if isinstance(value, Artifact)}
         futures = {key: value for key, value in inputs.items() if key not in sources}
         execution = self.workshop.execution
         run: Any = _build.with_options(
@@ -75,7 +76,7 @@ class Submit:
             retry_condition_fn=_worth_retrying,
         )
         request = _Request(self, stage, spec, named)
-        self.futures[named] = run.submit(_Opaque(request), sources, futures)
+        self.futures[named] = run.submit(_Opaque(request), sources, futures | there)
         return self.futures[named]
 
 

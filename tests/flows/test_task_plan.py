@@ -65,7 +65,7 @@ def test_what_is_wrong_is_said_in_one_sentence_with_its_place(overrides, says):
 
 
 def test_answers_of_a_chat_plan_have_no_majority():
-    with pytest.raises(SpecError, match="answers have no majority label; use against: parent or base"):
+    with pytest.raises(SpecError, match="answers have no majority label; use against: parent, base or champion"):
         load(PLANS / "demo.yaml", ["gates=[{metric: macro_f1, at_least: 0, against: majority}]"])
 
 

@@ -1,0 +1,99 @@
+"""The champion: the policy of the release that a plan's channel points to, which a challenger is measured beside.
+
+Who it is depends on the candidate: a plan that is asked again after its release must not meet itself.  So a pipeline asks once
+the candidate is known, of the channel as it stood when the run started, and only where a gate wants to know.
+"""
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from evals.scores import CHAMPION
+from flows.build import Champion, Meet
+from flows.explain import Step
+from flows.task_plan import TaskPlan
+from tasks.channels import opponent, released_policy, standing
+from tasks.core.contract import Stage
+from tasks.core.errors import DataError, SpecError
+from tasks.core.spec import Spec
+from tasks.core.store import Artifact, Store
+from tasks.policy import read_record
+
+if TYPE_CHECKING:
+    from prefect.futures import PrefectFuture
+
+    from flows.task_pipeline import AnyPlan
+
+
+@dataclass(frozen=True)
+class Standing:
+    """The channel of a plan as it stood when this was made."""
+
+    store: Store
+    channel: str
+    task: str
+    """what the plan's policies are for, as their records say"""
+    keys: tuple[str, ...]
+    """the releases that stood, the present one last"""
+
+    @classmethod
+    def of(cls, plan: "AnyPlan", store: Store) -> "Standing":
+        """The channel of `plan` now; it is not even read where no gate asks for a champion."""
+        task = plan.task.kind if isinstance(plan, TaskPlan) else "policy"
+        keys = standing(store, plan.release.channel) if plan.challenges else []
+        return cls(store, plan.release.channel, task, tuple(keys))
+
+    def against(self, candidate: Artifact | None, *, deep: bool = False) -> tuple[str, Artifact] | None:
+        """Key and policy of the release that `candidate` (None while it is not built) is compared with; None if there is none.
+
+        Raises DataError where they are damaged (all bytes are read with `deep`) or gone, SpecError for a model of another kind.
+        """
+        key = opponent(self.store, self.keys, candidate.digest if candidate else "")
+        if key is None:
+            return None
+        try:
+            policy = released_policy(self.store, self.store.at(f"release/{key}"), deep=deep)
+        except DataError as error:
+            raise DataError(
+                f"the champion that {self.channel} points to cannot be compared with: {error}; or go back with `align rollback`"
+            ) from error
+        if (task := read_record(policy.path).task) != self.task:
+            raise SpecError(
+                f"gate against champion: {self.channel} points to a model for {task}, and this plan makes one for {self.task}; "
+                "set release.channel to another channel"
+            )
+        return key, policy
+
+
+def looked_up(plan: "AnyPlan", store: Store) -> Meet:
+    """For builders whose stages are `Step`s."""
+    now = Standing.of(plan, store)
+
+    def meet(candidate: Step) -> Champion | None:
+        found = now.against(candidate.artifact)
+        return found and Champion(found[0], _as_step(found[1]))
+
+    return meet
+
+
+def waited_for(plan: "AnyPlan", store: Store) -> Meet:
+    """For a flow: waits for the candidate.  A champion that cannot be used is an error now, before anything is trained."""
+    now = Standing.of(plan, store)
+    now.against(None, deep=True)
+
+    def meet(candidate: "PrefectFuture[str]") -> Champion | None:
+        candidate.wait()
+        if not candidate.state.is_completed():
+            return None  # nothing is judged without a candidate
+        found = now.against(store.at(candidate.result()))
+        return found and Champion(*found)
+
+    return meet
+
+
+def _as_step(policy: Artifact) -> Step:
+    stage = Stage(policy.stage, 1, "policy", _never)
+    return Step(CHAMPION, stage, Spec(), {}, None, policy, (), None)
+
+
+def _never(*_: object) -> dict[str, Any]:
+    raise AssertionError("a champion is built by the plan that released it")
