@@ -240,13 +240,22 @@ def rollback(
 @cli.command()
 def export(
     release: Annotated[str, typer.Argument(help="a channel, or the start of a release's key")],
-    folder: Annotated[Path, typer.Argument(help="a new folder")],
+    folder: Annotated[Path, typer.Argument(help="a new or empty folder")],
+    as_: Annotated[
+        Literal["merged", "adapter"] | None, typer.Option("--as", help="a whole model, or the adapter alone; default: what it is")
+    ] = None,
+    for_: Annotated[
+        Literal["vllm"] | None, typer.Option("--for", help="an adapter, or an error if this would not load it")
+    ] = None,
+    push: Annotated[str | None, typer.Option("--push", metavar="OWNER/NAME", help="send it to the hub, by HF_TOKEN")] = None,
+    public: Annotated[bool, typer.Option("--public/--private", help="who may read what is pushed")] = False,
     store: StoreRoot = None,
+    json_: Json = False,
 ) -> None:
-    """Copy a release to FOLDER as a transformers model with its card.  Example: align export champion ./my-model"""
-    from flows.inspect import export as exported
+    """Write a release to FOLDER as other tools load it, with its card.  Example: align export champion ./my-model --as merged"""
+    from flows.export import export as exported
 
-    exported(_store(store), release, folder)
+    exported(_store(store), release, folder, form=as_, tool=for_, repo=push, public=public, json_output=json_)
 
 
 @cli.command()

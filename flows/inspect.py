@@ -11,7 +11,6 @@ from rich.table import Table
 
 from flows.console import out
 from tasks.core.errors import SpecError
-from tasks.core.files import remove
 from tasks.core.lineage import trace
 from tasks.core.spec import Json, differences
 from tasks.core.store import Artifact, Store
@@ -117,50 +116,6 @@ def release_named(store: Store, name: str) -> Artifact:
 
     key = channel(store, name)
     return store.at(f"release/{key}") if key else store.named(name)
-
-
-def export(store: Store, name: str, folder: Path) -> None:
-    """Copy a release's model and card into a new folder: the very bytes that were judged."""
-    from tasks.channels import released_policy
-
-    release = release_named(store, name)
-    if release.kind != "release":
-        raise SpecError(f"{name}: this is of kind {release.kind}; export takes a release or a channel")
-    if folder.exists():
-        raise SpecError(f"{folder}: exists already; name a new folder")
-    policy = released_policy(store, release).path
-    draft = folder.with_name(f".{folder.name}.draft")
-    remove(draft)
-    how = lay_out(policy, draft)
-    shutil.copy(release.path / "README.md", draft / "README.md")
-    for file in draft.rglob("*"):
-        file.chmod(0o755 if file.is_dir() else 0o644)
-    draft.rename(folder)
-    out().print(f"{folder}: release {release.key[:12]}, {how}")
-
-
-def lay_out(policy: Path, draft: Path) -> str:
-    """Copy the model of `policy` to `draft`, or its adapter with the base below it; say how it is loaded."""
-    from flows.plan import models_folder
-    from tasks.policy import ADAPTERS, MODEL, TEMPLATE, TOKENIZER_FILES, check_base, read_record
-    from tasks.release import auto_class
-
-    record = read_record(policy)
-    base = policy / MODEL if (policy / MODEL).is_dir() else check_base(models_folder(), record.base)
-    if not record.adapters:
-        shutil.copytree(base, draft)
-        return f"loadable with transformers.{auto_class(record)}.from_pretrained"
-    if len(record.adapters) > 1:
-        raise SpecError(
-            f"{policy}: {' and '.join(record.adapters)} lie on top of each other, and other tools load one adapter; train both "
-            "stages with one method and shape, or with a method that merges"
-        )
-    shutil.copytree(policy / ADAPTERS / record.adapters[0], draft)
-    shutil.copytree(base, draft / "base")
-    for name in (*TOKENIZER_FILES, TEMPLATE):
-        if (base / name).is_file():
-            shutil.copyfile(base / name, draft / name)
-    return "an adapter and, in base/, its model: peft.PeftModel.from_pretrained(model of base/, this folder)"
 
 
 def methods(*, json_output: bool) -> None:

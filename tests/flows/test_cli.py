@@ -139,7 +139,7 @@ def test_an_exported_release_is_a_plain_transformers_model(copy):
     prompt = tokenizer.apply_chat_template([{"role": "user", "content": "hi"}], add_generation_prompt=True, return_tensors="pt")
     assert model(**prompt).logits.shape[-1] == len(tokenizer)
     assert "base_model" in (copy.folder / "exported" / "README.md").read_text()
-    assert "exists already" in copy.align("export", "champion", "exported", code=2)
+    assert "is there already" in copy.align("export", "champion", "exported", code=2)
 
 
 def test_bad_plans_and_missing_stores_exit_2_in_one_sentence(smoke, tmp_path):
