@@ -23,6 +23,7 @@ from tasks.core.provenance import ROOT
 from tasks.core.secrets import redact
 from tasks.core.spec import Spec, to_json
 from tasks.core.stop import check
+from tasks.core.warm import Fork, fork
 
 EVENT = "\x1e"
 """a child's stdout line that starts with this is a progress event in JSON; every other line is its log"""
@@ -38,6 +39,7 @@ _TIED = (
     "import ctypes,os,sys;ctypes.CDLL(None).prctl(1,9);"
     "os.getppid()==int(sys.argv[1]) or os._exit(1);os.execv(sys.argv[2],sys.argv[2:])"
 )
+_JOB = [sys.executable, "-m", "tasks.training", "job.json"]
 _POLL_SECONDS = 0.2
 _GRACE_SECONDS = 5.0
 
@@ -124,11 +126,25 @@ def end_with(parent: int) -> None:
         os.kill(os.getpid(), signal.SIGUSR1)
 
 
+def _start(command: list[str], work: Path, run: Run) -> "subprocess.Popen[bytes] | Fork":
+    """A child in `work`: forked from one that has imported everything where that can be, else started by `command`."""
+    if command == _JOB and (run.execution.device == "cpu" or not _gpus()) and (child := fork(work, environment(run))):
+        return child
+    return subprocess.Popen(
+        tied(command),
+        cwd=work, env=environment(run), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL,
+        start_new_session=True,
+    )  # fmt: skip
+
+
+def _gpus() -> bool:
+    return any(Path("/dev").glob("nvidia[0-9]*")) or Path("/dev/kfd").exists()
+
+
 def _command(processes: int) -> list[str]:
-    module = ["-m", "tasks.training", "job.json"]
     if processes == 1:
-        return [sys.executable, *module]
-    return [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}", *module]
+        return _JOB
+    return [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}", *_JOB[1:]]
 
 
 def environment(run: Run) -> dict[str, str]:
@@ -158,11 +174,7 @@ def _stream(command: list[str], work: Path, run: Run) -> tuple[int, list[str]]:
     deadline = time.monotonic() + 60 * run.execution.timeout_minutes
     tail: deque[str] = deque(maxlen=5)
     check()
-    process = subprocess.Popen(
-        tied(command),
-        cwd=work, env=environment(run), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL,
-        start_new_session=True,
-    )  # fmt: skip
+    process = _start(command, work, run)
     try:
         assert process.stdout is not None
         os.set_blocking(process.stdout.fileno(), False)
@@ -197,7 +209,7 @@ def _forward(line: str, run: Run, tail: deque[str]) -> None:
         run.log(text)
 
 
-def _end(process: subprocess.Popen[bytes]) -> None:
+def _end(process: "subprocess.Popen[bytes] | Fork") -> None:
     """Kill what is left of the child's process group: politely, then for good."""
     for number, seconds in ((signal.SIGTERM, _GRACE_SECONDS), (signal.SIGKILL, _GRACE_SECONDS)):
         try:

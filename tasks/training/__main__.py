@@ -4,6 +4,7 @@ A job is a module of this package with `run(spec, inputs, out, run) -> metrics`,
 """
 
 import ctypes
+import gc
 import json
 import logging
 import os
@@ -19,6 +20,7 @@ from tasks.core.errors import AlignError, OutOfMemory
 from tasks.core.files import write_json
 from tasks.core.launch import EVENT, report_usage
 from tasks.core.secrets import redact
+from tasks.core.warm import FORKED, until_forked
 
 JOBS = (
     "pretrain", "sft", "reward", "dpo", "kto", "orpo", "grpo", "rloo", "ppo", "heads", "merge", "compose",
@@ -88,7 +90,18 @@ def _progress(progress: Progress) -> None:
     sys.stdout.write(EVENT + json.dumps(progress._asdict()) + "\n")
 
 
+def _imported(descriptor: int) -> Path:
+    """Import what any job may need, then wait; returns in each fork, with the file of its job."""
+    quiet()
+    for job in JOBS:
+        import_module(f"tasks.training.{job}")
+    gc.freeze()
+    path = until_forked(descriptor)
+    import_module("torch").set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
+    return path
+
+
 if __name__ == "__main__":
-    code = main(Path(sys.argv[1]))
+    code = main(_imported(int(sys.argv[2])) if sys.argv[1] == FORKED else Path(sys.argv[1]))
     sys.stdout.flush()
     os._exit(code)  # skip the interpreter's tear-down of torch's thread pools: it can hang and has nothing left to do
