@@ -58,8 +58,8 @@ class Standing:
             ) from error
         if (task := read_record(policy.path).task) != self.task:
             raise SpecError(
-                f"gate against champion: {self.channel} points to a model for {task}, and this plan makes one for {self.task}; "
-                "set release.channel to another channel"
+                f"gate against champion: {self.channel} points to a model for {_words(task)}, and this plan makes one for "
+                f"{_words(self.task)}; set release.channel to another channel"
             )
         return key, policy
 
@@ -88,6 +88,10 @@ def waited_for(plan: "AnyPlan", store: Store) -> Meet:
         return found and Champion(*found)
 
     return meet
+
+
+def _words(task: str) -> str:
+    return "writing text" if task == "policy" else task.replace("_", " ")
 
 
 def _as_step(policy: Artifact) -> Step:

@@ -20,6 +20,15 @@ def test_the_inputs_name_says_whose_scores_they_are_unless_the_rows_do(tmp_path)
     assert mine.values.dtype == np.float64
 
 
+def test_a_champions_file_speaks_of_nobody_else(tmp_path):
+    mine = write(tmp_path / "a", [*rows("accuracy", [1, 0]), *rows("accuracy", [1, 1], subject="majority")])
+    theirs = write(tmp_path / "b", [*rows("accuracy", [0, 0]), *rows("accuracy", [0, 1], subject="majority")])
+    rewards = write(tmp_path / "c", [*rows("reward", [5, 6], subject="champion"), *rows("chosen_longer", [0], subject="length")])
+    scores = Scores.read({"scores_candidate": mine, "scores_champion": theirs, "rewards_champion": rewards})
+    assert [one.values.tolist() for one in scores.aligned(("champion", "accuracy"), ("majority", "accuracy"))] == [[0, 0], [1, 1]]
+    assert (scores.has("champion", "reward"), scores.has("length", "chosen_longer")) == (True, False)
+
+
 def test_rows_in_any_order_and_over_several_files_are_aligned(tmp_path):
     one = write(tmp_path / "a", list(reversed(rows("reward", [1, 2, 3]))))
     two = write(tmp_path / "b", [*rows("reward", [4, 5, 6])[1:], *rows("reward", [4, 5, 6])[:1]])
