@@ -143,6 +143,7 @@ _HEADLINES = {
     "orpo": "loss {first_loss} -> {last_loss} in {steps} steps",
     "grpo": "reward {first_reward} -> {last_reward} in {iterations} iterations, KL {last_kl} nats per token",
     "rloo": "reward {first_reward} -> {last_reward} in {iterations} iterations, KL {last_kl} nats per token",
+    "ppo": "reward {first_reward} -> {last_reward} in {iterations} iterations, KL {last_kl} nats per answer",
     "compose": "{parts} adapters by {how}, rank {rank}: largest logit distance from their sum {max_logit_distance}",
     "replay": "{own} rows of this task and {replayed} of earlier ones",
     "forgetting": "nats per token: average forgetting {average_forgetting}, final loss {final_loss}",
