@@ -218,7 +218,9 @@ def _refused(artifact: Artifact) -> list[str]:
 
 
 def _answers(verdict: Mapping[str, Any], inputs: Mapping[str, Artifact]) -> str:
-    found = samples(verdict, {name: artifact.path for name, artifact in inputs.items()})
+    judged = inputs["verdict"].inputs  # other rewards may be there too, which the reward model was checked by
+    folders = {name: one.path for name, one in inputs.items() if name in judged or name.startswith("answers_")}
+    found = samples(verdict, folders)
     if found is None:
         return ""
     wins, ties, losses = found.counts

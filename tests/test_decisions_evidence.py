@@ -142,6 +142,25 @@ def test_a_hostile_answer_is_text_and_the_page_asks_no_address(shop):
     assert r"\#\# Gates: all passed" in shown
 
 
+def test_rewards_that_the_verdict_was_not_judged_on_rank_no_answers(shop):
+    """PPO's reward model is checked on answers of its own: the same reward model, the same items, other values."""
+
+    def rescored(spec, inputs, out, run):
+        write(out, rows("reward", [0.9] * 60, subject="candidate"))
+        return {}
+
+    def told(spec, inputs, out, run):
+        answers = [{"id": row["item"], "conversation": row["cluster"], "task": None, "prompt": _FAKE, "answer": "so", "tokens": 1,
+                    "finished": True} for row in rows("reward", [0.0] * 60)]  # fmt: skip
+        write_answers(out, answers)
+        return {}
+
+    answers, _ = shop.build(Stage("told", 1, "answers", told), Spec(), {})
+    made = pipeline(shop, quality=0.0, gates=OPEN) | {"answers_candidate": answers, "answers_parent": answers}
+    practice, _ = shop.build(Stage("practice", 1, "scores", rescored), Spec(), {})
+    assert "equal on 60" in page("demo", "champion", made | {"practice_rewards": practice}, None)
+
+
 def test_the_page_says_what_is_asked_what_was_found_and_what_it_is_made_of(shop):
     made = pipeline(shop, quality=0.0, gates=OPEN)
     made = {name: artifact for name, artifact in made.items() if not name.startswith("answers")}
