@@ -181,6 +181,22 @@ def show(
 
 
 @cli.command()
+def report(
+    target: Annotated[str, typer.Argument(metavar="PLAN|RUN", help="a plan file, for its last run, or a run by its name or id")],
+    out: Annotated[
+        Path | None, typer.Option("--out", metavar="FILE", help="default: beside the run's record in the store")
+    ] = None,
+    open_: Annotated[bool, typer.Option("--open", help="show it in the browser")] = False,
+    set_: Set = None,
+    store: StoreRoot = None,
+) -> None:
+    """Write the report of a run as one HTML file, and say where it is.  Example: align report flows/plans/demo.yaml --open"""
+    from flows.report import show
+
+    show(_store(store), target, set_ or [], out, open_=open_)
+
+
+@cli.command()
 def diff(a: str, b: str, store: StoreRoot = None, json_: Json = False) -> None:
     """Show which fields of two artifacts differ, down to their inputs.  Example: align diff 3f2a91 77c0de"""
     from flows.inspect import diff as compared

@@ -93,6 +93,8 @@ class Watch:
         self._lock = threading.Lock()
         self._running: dict[str, tuple[float, Progress | None, str]] = {}
         self._told: dict[str, float] = {}
+        self.report: str | None = None
+        """where the run's report lies, once it is written"""
 
     @contextmanager
     def showing(self) -> "Generator[Watch]":
@@ -119,6 +121,8 @@ class Watch:
             elif event.what == "log" and event.stage in self._running:
                 since, progress, _ = self._running[event.stage]
                 self._running[event.stage] = (since, progress, event.text)
+            elif event.what == "report":
+                self.report = event.text
             elif event.what in ("built", "cached", "failed"):
                 self._running.pop(event.stage, None)
                 self._console.print(self._ended(event.stage, event.what, event.seconds, event.artifact, event.text))

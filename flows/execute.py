@@ -3,7 +3,7 @@
 import os
 import signal
 import time
-from collections.abc import Generator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
@@ -81,19 +81,23 @@ def _refuse(plan: AnyPlan, release: Step, console: Console) -> None:
 
 def run_flow(plan: AnyPlan, stage: str | None, *, console: Console) -> None:
     """Run the plan as a Prefect flow in this process, shown on `console`."""
-    try:
-        with watched(plan, console):
-            from flows.align import align
 
-            align(plan, stage)
-    finally:
+    def judged() -> None:
         if verdict := look(plan)["verdict"].artifact:
             print_verdict(console, verdict)
 
+    with watched(plan, console, judged):
+        from flows.align import align
+
+        align(plan, stage)
+
 
 @contextmanager
-def watched(plan: Asked, console: Console) -> Generator[None]:
-    """A server to record to and live lines on `console`, while a flow over `plan` runs in the body."""
+def watched(plan: Asked, console: Console, then: Callable[[], None] = lambda: None) -> Generator[None]:
+    """A server to record to and live lines on `console`, while a flow over `plan` runs in the body.
+
+    However it ends, `then` is called when the server is gone, and where the report lies is said last.
+    """
     server = prepare(plan.store.root)
     where = f"recorded at {shown(server).removesuffix('/api')}" if server else "no server runs, so a temporary one records it"
     console.print(f"[bold]{plan.name}[/bold]  store {plan.store.root}  ({where})")
@@ -101,16 +105,21 @@ def watched(plan: Asked, console: Console) -> Generator[None]:
     os.environ["PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL"] = (
         "CRITICAL"  # its lines go to the server; `Watch` says them in fewer words
     )
-    with nullcontext() if server else temporary(plan.store.root):
-        from flows.running import LISTENERS
+    watch = Watch(console)
+    try:
+        with nullcontext() if server else temporary(plan.store.root):
+            from flows.running import LISTENERS
 
-        watch = Watch(console)
-        LISTENERS.append(watch)
-        try:
-            with watch.showing():
-                yield
-        finally:
-            LISTENERS.remove(watch)
+            LISTENERS.append(watch)
+            try:
+                with watch.showing():
+                    yield
+            finally:
+                LISTENERS.remove(watch)
+    finally:
+        then()
+        if watch.report:
+            console.print(f"report: {watch.report}", markup=False, soft_wrap=True)
 
 
 def _tell(plan: AnyPlan, steps: dict[str, Step], result: str, seconds: float, *, json_output: bool) -> None:

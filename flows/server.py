@@ -19,6 +19,7 @@ from flows.reap import reap
 from tasks.core.errors import MachineError
 from tasks.core.files import locked, write_json
 from tasks.core.launch import tied
+from tasks.core.provenance import ROOT
 from tasks.core.secrets import redact
 
 _STARTING = Path(tempfile.gettempdir()) / f"alignflow-server-{os.getuid()}.lock"
@@ -141,6 +142,7 @@ def _server(store: Path, port: int, database: str | None) -> "Generator[tuple[su
         **os.environ,
         "PREFECT_SERVER_API_HOST": "127.0.0.1",
         "PREFECT_SERVER_API_PORT": str(port),
+        "PYTHONPATH": os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]),
     }
     environment.pop("PREFECT_API_URL", None)
     if database := database or os.environ.get("ALIGN_DATABASE"):
@@ -148,7 +150,7 @@ def _server(store: Path, port: int, database: str | None) -> "Generator[tuple[su
         driver = "postgresql+asyncpg" if scheme in ("postgres", "postgresql") else scheme
         environment["PREFECT_SERVER_DATABASE_CONNECTION_URL"] = driver + slashes + rest
     store.mkdir(parents=True, exist_ok=True)
-    command = [sys.executable, "-P", "-m", "prefect", "server", "start", "--host", "127.0.0.1", "--port", str(port)]
+    command = [sys.executable, "-P", "-m", "flows.serving", str(store), str(port)]
     with ExitStack() as starting:
         starting.enter_context(locked(_STARTING))  # two servers at once would both write a new database
         file = starting.enter_context(_log(store, port).open("w"))

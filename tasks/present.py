@@ -99,13 +99,13 @@ def _cell(name: str, value: Json) -> str:
 def sized(bytes_: int | None) -> str:
     """Memory, or a file, as people say it.
 
-    >>> [sized(size) for size in (None, 900, 3_000_000, 2_720_464_896)]
-    ['-', '900 B', '2.9 MiB', '2.53 GiB']
+    >>> [sized(size) for size in (None, 90_000, 3_000_000, 2_720_464_896)]
+    ['-', '88 KiB', '2.9 MiB', '2.53 GiB']
     """
     if bytes_ is None:
         return "-"
-    if bytes_ < 2**10:
-        return f"{bytes_} B"
+    if bytes_ < 2**20:
+        return f"{bytes_ / 2**10:,.0f} KiB"
     return f"{bytes_ / 2**30:,.2f} GiB" if bytes_ >= 2**30 else f"{bytes_ / 2**20:,.1f} MiB"
 
 

@@ -22,6 +22,7 @@ from tasks.core.store import Store
 from tasks.graph import Node, graph
 from tasks.present import headline
 from tasks.report_facts import DATA, Facts, Step, gather
+from tasks.review import inert
 from tasks.training_plot import rows_of
 
 TEMPLATES = Path(__file__).parent / "templates" / "report"
@@ -36,6 +37,16 @@ _UNSEEN = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\u061c\u200e\u200f\u20
 def report(store: Store, record: Mapping[str, Any]) -> str:
     """The page on the run that `record` is about."""
     return page(gather(store, record))
+
+
+def brief(store: Store, record: Mapping[str, Any]) -> tuple[str, str]:
+    """The verdict in a line, and it and the key numbers as Markdown in which no text can be more than text."""
+    facts = gather(store, record)
+    said = words.outcome(facts)
+    mark = {"pass": "✅", "fail": "❌", "review": "🔎"}.get(said.tone, "⏹")
+    lines = [f"# {mark} {inert(said.word)}", *(inert(_plain(line)) for line in (said.sentence, *said.more))]
+    rows = [f"| {inert(what)} | **{inert(number)}** {inert(more)} |" for what, number, more in words.tiles(facts)]
+    return _plain(f"{said.word}: {said.sentence}"), "\n\n".join([*lines, "\n".join(["| | |", "|---|---|", *rows])])
 
 
 def page(facts: Facts) -> str:

@@ -41,7 +41,7 @@ class Event:
 
     stage: str
     what: str
-    """started, progress, log, built, cached, failed"""
+    """started, progress, log, built, cached, failed; of a run, report: `text` is where it lies"""
     text: str = ""
     progress: Progress | None = None
     artifact: Artifact | None = None
