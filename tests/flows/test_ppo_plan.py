@@ -45,3 +45,29 @@ def test_accepted_it_is_learned_from_and_released_and_another_bound_trains_nothi
     looser = ended(plan.align("run", "plan.yaml", *asked, *set_to("health.accuracy=0.01")))
     assert (looser["health"], looser["ppo"]) == ("built", "cached")
     assert "up to date" in plan.align("run", "plan.yaml", *asked)
+
+
+def test_a_run_made_to_over_optimise_raises_the_reward_and_the_gates_refuse_it(plan):
+    """Without a KL penalty and without the stops of the run itself: only the gates are left."""
+    off = (
+        "policy={algorithm: ppo, iterations: 8, rollout_batch: 32, global_batch: 16, max_new_tokens: 16, max_length: 1024, "
+        "learning_rate: 0.02, kl: {coefficient: 0}, stop: {kl: null, fall: null}}"
+    )
+    learned = (  # an SFT policy and a reward model that have something to lose and to gain
+        "sft={method: {name: full}, max_steps: 40, learning_rate: 0.01, global_batch: 8, max_length: 1024}",
+        "reward={max_steps: 20, learning_rate: 0.003, global_batch: 8, max_length: 1024}",
+    )
+    gates = (
+        "gates=[{metric: reward_difference, at_least: 0, against: parent}, "
+        "{metric: text_perplexity_ratio, at_most: 1.1, against: parent}]"
+    )
+    printed = plan.align("run", "plan.yaml", *set_to(off, *learned, gates, "health.accept_weak=true"), code=3)
+    assert ended(printed)["verdict"] == "built"
+    assert "not released, the verdict is fail: text_perplexity_ratio: need <= 1.1 against parent" in printed
+    reward, text = artifact(plan, "verdict", "verdict.json")["gates"]
+    assert (reward["verdict"], text["verdict"]) == ("pass", "fail")
+    assert reward["low"] > 0  # the reward model likes it more, beyond doubt
+    assert text["low"] > 1.1  # and it has forgotten how to write, beyond doubt
+    first, *_, last = artifact(plan, "policy", "training.json")
+    assert last["reward"] > first["reward"] + 0.2
+    assert last["kl"] > 5
