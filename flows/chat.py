@@ -1,15 +1,17 @@
 """`align chat`: talk to a policy in the terminal, switch adapters in the middle of it, or answer one prompt from a pipe.
 
-The model lives in a child; this process draws the terminal and stays ready while the model loads or speaks.
+The model lives in a child; this process draws the terminal and stays ready while the model loads or speaks.  Two policies beside
+each other are in `flows.side_by_side`.
 """
 
+import json
 import sys
 import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from importlib import import_module
 from pathlib import Path
-from typing import TextIO
+from typing import IO, Protocol
 
 from rich.console import Console
 from rich.text import Text
@@ -51,6 +53,13 @@ class Chat:
     system: str = ""
     turns: list[dict[str, str]] = field(default_factory=list[dict[str, str]])
     loaded: list[str] = field(default_factory=list[str])
+    bare: list[str] = field(default_factory=list[str])
+    """the policy, if any, whose bare model answers as `base` without being loaded"""
+
+    @property
+    def title(self) -> str:
+        """What people call who answers."""
+        return self.adapter or BARE
 
     def load(self, name: str) -> None:
         """Bring the policy called `name` into memory, and say what that took."""
@@ -62,10 +71,11 @@ class Chat:
         how = "on the weights in memory" if done.shares else "with weights of its own" if self.loaded else "ready"
         self.say(f"{name}: {', '.join(done.chain) or 'the bare model'}; {how}, {duration(done.seconds)}")
         self.loaded.append(name)
+        self.bare[:] = self.bare or ([] if done.whole else [name])
 
     def switch(self, name: str) -> None:
         """Let `name` answer from now on; the conversation stays."""
-        if name == BARE and BARE not in self.loaded:
+        if name == BARE and BARE not in self.loaded and self.bare:
             self.adapter = None
         else:
             self.load(name)
@@ -81,6 +91,29 @@ class Chat:
     def keep(self, text: str, answer: str) -> None:
         """Remember an exchange."""
         self.turns += [{"role": "user", "content": text}, {"role": "assistant", "content": answer}]
+
+    def exchange(self, line: str, console: Console) -> None:
+        """Ask, print the answer as it comes, and remember it."""
+        answer = self.ask(line)
+        try:
+            printed(answer, console.file)
+        except KeyboardInterrupt:
+            answer.cancel()
+            answer.wait()
+            self.say("\nstopped")
+        assert answer.done is not None
+        self.keep(line, answer.done.text)
+        if not answer.done.finished and not answer.done.cancelled:
+            self.say(f"cut at {self.max_new_tokens} tokens; --max-new-tokens allows more")
+
+    def answer_once(self, prompt: str, to: IO[str], *, json_output: bool) -> None:
+        """Answer what came through a pipe: the text as it comes, or JSON."""
+        answer = self.ask(prompt)
+        if json_output:
+            fields = {"prompt": prompt, "policy": self.title, **answer.wait().model_dump()}
+            to.write(json.dumps(fields, indent=2, ensure_ascii=False) + "\n")
+        else:
+            printed(answer, to)
 
     def command(self, line: str) -> bool:
         """Do what a line that starts with a slash says; False ends the conversation."""
@@ -99,7 +132,7 @@ class Chat:
             self.say(f"{rest} answers now")
         elif word == "/adapter":
             for name in [*self.loaded, *([] if BARE in self.loaded else [BARE])]:
-                self.say(f"{'*' if name == (self.adapter or BARE) else ' '} {name}")
+                self.say(f"{'*' if name == self.title else ' '} {name}")
         else:
             self.say(HELP if word == "/help" else f"{word}: no such command\n{HELP}")
         return True
@@ -108,6 +141,7 @@ class Chat:
 def talk(
     store: Store | None,
     name: str,
+    other: str | None,
     adapters: Sequence[str],
     *,
     max_new_tokens: int,
@@ -115,32 +149,52 @@ def talk(
     seed: int,
     device: str,
     system: str,
+    json_output: bool = False,
 ) -> None:
-    """Load the policy `name` and the `adapters`, then converse, or answer what comes through a pipe once."""
+    """Load `name`, and `other` beside it or the `adapters`, then converse, or answer what comes through a pipe once."""
     terminal = sys.stdin.isatty()
+    if json_output and terminal:
+        raise SpecError(
+            '--json: it is for what comes through a pipe; write a prompt into it: echo "What is rain?" | align chat ...'
+        )
+    if other is not None and (adapters or other == name):
+        what = f"--adapter {adapters[0]}" if adapters else name
+        raise SpecError(f"{what}: two policies side by side are two names, and switched by /left NAME and /right NAME")
     console = Console(stderr=True, highlight=False)
     execution = Execution.model_validate({"device": device})
+    from flows.side_by_side import Pair
+
     with tempfile.TemporaryDirectory(prefix="align-chat-") as folder:
         run = Run(Path(folder), models_folder(), execution)
         finder = _Finder(store, run)
-        policy = finder(name)  # says what is wrong before a process is started
-        for other in adapters:
-            finder(other)
-        console.print(Text(f"starting with {name} (policy {policy.name[:12]})", style="dim"))
+        first = finder(name)  # says what is wrong before a process is started
+        for one in (*adapters, *([other] if other else [])):
+            finder(one)
+        console.print(Text(f"starting with {name} (policy {first.name[:12]})", style="dim"))
         with Engine(run.models, execution) as engine:
-            chat = Chat(
-                engine,
-                finder,
-                lambda text: console.print(Text(text, style="dim")),
-                max_new_tokens,
-                temperature,
-                seed,
-                system=system,
-            )
-            for one in dict.fromkeys((name, *adapters)):
-                chat.load(one)
-            chat.adapter = adapters[-1] if adapters else name
-            _converse(chat, console) if terminal else _answer_once(chat, sys.stdin.read())
+
+            def chat(*names: str) -> Chat:
+                def say(text: str) -> None:
+                    console.print(Text(text, style="dim"))
+
+                made = Chat(engine, finder, say, max_new_tokens, temperature, seed, system=system, loaded=loaded, bare=bare)
+                for one in dict.fromkeys(names):
+                    made.load(one)
+                made.adapter = names[-1]
+                return made
+
+            loaded, bare = list[str](), list[str]()
+            talker: Talker = Pair(chat(name), chat(other)) if other else chat(name, *adapters)
+            if terminal:
+                converse(talker, console)
+            else:
+                talker.answer_once(_piped(sys.stdin.read()), sys.stdout, json_output=json_output)
+
+
+def _piped(prompt: str) -> str:
+    if not prompt.strip():
+        raise SpecError('nothing came through the pipe; write a prompt into it: echo "What is rain?" | align chat champion')
+    return prompt.strip()
 
 
 class _Finder:
@@ -185,52 +239,54 @@ class _Finder:
         return None
 
 
-def _answer_once(chat: Chat, prompt: str) -> None:
-    if not prompt.strip():
-        raise SpecError('nothing came through the pipe; write a prompt into it: echo "What is rain?" | align chat champion')
-    answer = chat.ask(prompt.strip())
-    _print(answer, sys.stdout)
+class Talker(Protocol):
+    """One policy or two, as the loop over what is typed sees them."""
+
+    @property
+    def say(self) -> Callable[[str], None]:
+        """How to say a line about the program."""
+        ...
+
+    def command(self, line: str) -> bool:
+        """Do what a line that starts with a slash says; False ends the conversation."""
+        ...
+
+    def exchange(self, line: str, console: Console) -> None:
+        """Ask, show what is answered, remember it."""
+        ...
+
+    def answer_once(self, prompt: str, to: IO[str], *, json_output: bool) -> None:
+        """Answer what came through a pipe."""
+        ...
 
 
-def _converse(chat: Chat, console: Console) -> None:
+def converse(talker: Talker, console: Console) -> None:
+    """Take lines from the terminal until it ends; `console` hears errors."""
     import_module("readline")  # gives `input` history and editing
 
-    chat.say("/help says what you can do; /quit or Ctrl-D leaves")
+    talker.say("/help says what you can do; /quit or Ctrl-D leaves")
+    answers = Console(highlight=False)
     while True:
         try:
             line = input("\n> ").strip()
         except EOFError:
             return
         except KeyboardInterrupt:
-            chat.say("\n/quit leaves")
+            talker.say("\n/quit leaves")
             continue
         try:
             if line.startswith("/"):
-                if not chat.command(line):
+                if not talker.command(line):
                     return
             elif line:
-                _exchange(chat, line)
+                talker.exchange(line, answers)
         except AlignError as error:
             console.print(Text(f"{type(error).__name__}: ", style="bold red") + Text(str(error)))
         except KeyboardInterrupt:
-            chat.say("\n/quit leaves")
+            talker.say("\n/quit leaves")
 
 
-def _exchange(chat: Chat, line: str) -> None:
-    answer = chat.ask(line)
-    try:
-        _print(answer, sys.stdout)
-    except KeyboardInterrupt:
-        answer.cancel()
-        answer.wait()
-        chat.say("\nstopped")
-    assert answer.done is not None
-    chat.keep(line, answer.done.text)
-    if not answer.done.finished and not answer.done.cancelled:
-        chat.say(f"cut at {chat.max_new_tokens} tokens; --max-new-tokens allows more")
-
-
-def _print(answer: Answer, to: TextIO) -> None:
+def printed(answer: Answer, to: IO[str]) -> None:
     """Write an answer as it comes; nothing in it may steer the terminal."""
     for piece in answer:
         to.write(shown(piece))

@@ -327,6 +327,7 @@ def compose(
 @cli.command()
 def chat(
     policy: Annotated[str, typer.Argument(help="a channel, a key, `base`, or a base by its name or folder")],
+    other: Annotated[str | None, typer.Argument(help="another, to have both answer each prompt side by side")] = None,
     adapter: Annotated[list[str] | None, typer.Option("--adapter", help="another policy to switch to; may come again")] = None,
     max_new_tokens: Annotated[int, typer.Option(help="an answer is cut here", min=1)] = 256,
     temperature: Annotated[float, typer.Option(help="0 takes the likeliest token each time", min=0)] = 0.0,
@@ -334,13 +335,14 @@ def chat(
     system: Annotated[str, typer.Option("--system", help="instructions for the assistant")] = "",
     device: Annotated[Literal["auto", "cpu", "cuda"], typer.Option("--device", help="where it runs")] = "auto",
     store: StoreRoot = None,
+    json_: Json = False,
 ) -> None:
-    """Talk to POLICY, or answer what comes through a pipe.  Example: align chat champion --adapter 3f2a91"""
+    """Talk to POLICY, alone or with OTHER beside it, or answer a pipe.  Example: align chat champion staging"""
     from flows.chat import talk
 
     talk(
-        _store(store, needed=False), policy, adapter or [], device=device, system=system, max_new_tokens=max_new_tokens,
-        temperature=temperature, seed=seed,
+        _store(store, needed=False), policy, other, adapter or [], device=device, system=system, max_new_tokens=max_new_tokens,
+        temperature=temperature, seed=seed, json_output=json_,
     )  # fmt: skip
 
 

@@ -31,7 +31,7 @@ class Request(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
     adapter: str | None = None
-    """name of a loaded policy; null: the bare model below the one that was loaded first"""
+    """name of a loaded policy; null: the bare model below the first one that is not a whole model"""
     messages: list[dict[str, str]] = Field(min_length=1)
     """role and content each, the last one the user's"""
     max_new_tokens: PositiveInt = 256
@@ -63,6 +63,8 @@ class Loaded(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
     shares: bool
     """its weights were in memory already"""
+    whole: bool = False
+    """it is a whole model, with no bare one below it"""
     seconds: float
     chain: list[str]
     """stage and method of each training"""

@@ -4,8 +4,8 @@
 In:   {"open": {"models", "execution"}}, then {"load": name, "policy": folder}, {"ask": number, ...`Request`}, {"cancel": number}.
 Out:  {"loaded": name, ...}, {"token": number, "text"}, {"done": number, ...}, {"failed": name or number, "type", "message"}.
 
-Waiting requests of one policy are answered in one batch; a request that comes later waits for it.  The end of the input ends the
-child.
+Waiting requests of one policy are answered in one batch; a request that comes later waits for it.  Two policies speak in turns, a
+token each.  The end of the input ends the child.
 """
 
 import json
@@ -14,7 +14,7 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from queue import SimpleQueue
 from typing import Any, TextIO
@@ -25,6 +25,7 @@ import torch
 from tasks.core.contract import Execution, Run
 from tasks.core.errors import DataError
 from tasks.core.secrets import redact
+from tasks.policy import MODEL
 from tasks.serving import Request
 from tasks.training.__main__ import classified, quiet
 from tasks.training.batches import soft_tokens
@@ -32,6 +33,8 @@ from tasks.training.generate import ROWS, TOKENS, drawn, speak, uniform
 from tasks.training.shelf import Held, Shelf
 
 Line = dict[str, Any]
+_AT_ONCE = 2
+"""policies that speak in turns: each holds the keys and values of its own batch"""
 
 
 class Server:
@@ -44,18 +47,24 @@ class Server:
         self._inbox: SimpleQueue[Line | None] = SimpleQueue()
         self._waiting: list[tuple[int, Request]] = []
         self._cancelled: set[int] = set()
+        self._speaking: dict[str | None, Iterator[None]] = {}
+        """policy -> its batch under way"""
 
     def serve(self) -> None:
         """Until the input ends."""
         threading.Thread(target=self._read, daemon=True).start()
         while True:
-            line = self._inbox.get() if not self._waiting or not self._inbox.empty() else {}
+            idle = not self._waiting and not self._speaking
+            line = self._inbox.get() if idle or not self._inbox.empty() else {}
             if line is None:
                 return
             if line:
                 self._take(line)
-            if self._waiting and self._inbox.empty():
-                self._answer()
+            if self._inbox.empty():
+                self._start()
+                for name, batch in list(self._speaking.items()):
+                    if next(batch, self) is self:
+                        del self._speaking[name]
 
     def _read(self) -> None:
         for text in self._source:
@@ -71,7 +80,8 @@ class Server:
         try:
             if "load" in line:
                 held = self._shelf.add(name, Path(line["policy"]))
-                self._say(loaded=name, shares=held.shares, seconds=round(held.seconds, 3), chain=_chain(held))
+                about = {"shares": held.shares, "whole": held.loaded.source.name == MODEL, "chain": _chain(held)}
+                self._say(loaded=name, seconds=round(held.seconds, 3), **about)
             else:
                 request = Request.model_validate({key: value for key, value in line.items() if key != "ask"})
                 self._held(request.adapter)
@@ -86,9 +96,14 @@ class Server:
             raise DataError(f"{name}: no such adapter is loaded; there are {', '.join(self._shelf.held) or 'none'}")
         return self._shelf.held[name]
 
-    def _rows(self) -> "tuple[Held, list[_Row]]":
-        """The request that waits longest, and those for the same policy that fit beside it."""
-        name = self._waiting[0][1].adapter
+    def _start(self) -> None:
+        """Begin batches of the policies whose requests wait longest, as far as there are places."""
+        for name in dict.fromkeys(request.adapter for _, request in self._waiting):
+            if name not in self._speaking and len(self._speaking) < _AT_ONCE:
+                self._speaking[name] = self._answer(*self._rows(name))
+
+    def _rows(self, name: str | None) -> "tuple[Held, list[_Row]]":
+        """The request for the policy `name` that waits longest, and those that fit beside it."""
         held = self._held(name)
         kind, rows, left = held.loaded.device.type, list[_Row](), list[tuple[int, Request]]()
         for number, request in self._waiting:
@@ -107,16 +122,16 @@ class Server:
         self._waiting = left
         return held, rows
 
-    def _answer(self) -> None:
-        held, rows = self._rows()
+    def _answer(self, held: Held, rows: "Sequence[_Row]") -> Iterator[None]:
+        """Answer `rows`, a token of each at every step."""
         try:
-            self._speak(held, rows)
+            yield from self._speak(held, rows)
         except Exception as error:  # noqa: BLE001
             for row in rows:
                 if not row.done:
                     self._fail(row.number, error)
 
-    def _speak(self, held: Held, rows: Sequence["_Row"]) -> None:
+    def _speak(self, held: Held, rows: Sequence["_Row"]) -> Iterator[None]:
         if not rows:
             return
         silent: set[int] = set()
@@ -135,6 +150,7 @@ class Server:
                 if i in silent or row.finished:
                     self._say(done=row.number, **row.end(cancelled=row.number in self._cancelled))
                     self._cancelled.discard(row.number)
+            yield
 
     def _fail(self, name: str | int, error: Exception) -> None:
         known = classified(error)

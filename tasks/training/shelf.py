@@ -80,10 +80,10 @@ class Shelf:
         return self.held[name]
 
     def plain(self) -> Held:
-        """The bare model below the policy that was loaded first.  Raises DataError while there is none."""
-        if not self._bodies:
+        """The bare model below the first policy that is not a whole model.  Raises DataError while there is none."""
+        body = next((body for body in self._bodies.values() if body.source.name != MODEL), None)
+        if body is None:
             raise DataError("the bare model is not in memory; load the base as a policy of its own")
-        body = next(iter(self._bodies.values()))
         return Held(body, encoder_for(body, model=body.model), shares=True, seconds=0.0)
 
     def _body(self, policy: Path, record: PolicyRecord) -> Loaded:

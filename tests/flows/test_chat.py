@@ -1,6 +1,7 @@
 """Talking in the terminal: what is typed, what is answered, what switches, what a pipe gets; over an engine that only notes."""
 
 import io
+import sys
 from pathlib import Path
 
 import pytest
@@ -21,7 +22,7 @@ class Engine:
 
     def load(self, name, policy):
         self.loads.append((name, policy))
-        return Loaded(shares=len(self.loads) > 1, seconds=0.1, chain=["sft lora"])
+        return Loaded(shares=len(self.loads) > 1, whole=name == "merged", seconds=0.1, chain=["sft lora"])
 
     def ask(self, request):
         self.requests.append(request)
@@ -45,7 +46,9 @@ class Answer:
         self.cancelled = True
 
     def wait(self):
-        list(self)
+        if self.done is None:
+            list(self)
+        return self.done
 
 
 @pytest.fixture
@@ -72,7 +75,7 @@ def talk(monkeypatch, capsys):
         chat.load("champion")
         chat.adapter = "champion"
         errors = io.StringIO()
-        module._converse(chat, Console(file=errors, highlight=False, width=200))
+        module.converse(chat, Console(file=errors, highlight=False, width=200))
         return capsys.readouterr().out, "\n".join(said) + errors.getvalue(), engine
 
     return typed
@@ -101,6 +104,16 @@ def test_adapters_are_switched_in_the_middle_loaded_once_and_base_is_the_bare_mo
     assert said.endswith("  champion\n* poet\n  base")
 
 
+def test_below_a_whole_model_lies_no_bare_one_so_the_base_is_loaded(talk):
+    _, _, engine = talk("/adapter merged", "/adapter base", "one")
+    assert [name for name, _ in engine.loads] == ["champion", "merged"]  # the one below champion
+    chat = Chat(engine, Path, print, 64, 0.0, 0)
+    chat.load("merged")
+    chat.switch("base")
+    assert [name for name, _ in engine.loads][2:] == ["merged", "base"]
+    assert chat.adapter == "base"
+
+
 def test_instructions_come_first_and_go_again(talk):
     _, _, engine = talk("/system Be brief.", "one", "/system", "two")
     assert [messages[0] for _, messages in asked(engine)] == ["system: Be brief.", "user: one"]
@@ -123,10 +136,10 @@ def test_errors_and_unknown_commands_are_said_and_the_talk_goes_on(talk):
 
 def test_a_pipe_is_answered_once_and_an_empty_one_refused(capsys):
     chat = Chat(Engine(), Path, print, 64, 0.0, 0)
-    module._answer_once(chat, "What is rain?\n")
+    chat.answer_once(module._piped("What is rain?\n"), sys.stdout, json_output=False)
     assert capsys.readouterr().out == "What is rain? \n"
     with pytest.raises(SpecError, match="nothing came through the pipe"):
-        module._answer_once(chat, " \n")
+        module._piped(" \n")
 
 
 def test_nothing_in_an_answer_steers_the_terminal():

@@ -62,6 +62,16 @@ def test_requests_of_several_policies_at_once_each_get_their_own_answer(engine):
     assert [(name, answer.wait().text) for name, answer in answers] == [(name, one_by_one[name]) for name in NAMES * 5]
 
 
+def test_two_policies_speak_in_turns_and_say_what_they_say_alone(engine):
+    requests = [asked("red dog", adapter=name, temperature=2.0, max_new_tokens=200) for name in NAMES]
+    alone = [engine.ask(request).wait().text for request in requests]
+    first, second, third = (engine.ask(request) for request in requests)
+    pieces = iter(second)
+    start = next(pieces)
+    assert first in engine._answers.values()  # it is not over yet
+    assert [first.wait().text, start + "".join(pieces), third.wait().text] == alone
+
+
 def test_the_pieces_are_the_text_and_come_one_by_one(engine):
     answer = engine.ask(asked("blue sky", adapter="lora", temperature=2.0, seed=3, max_new_tokens=60))
     pieces = list(answer)

@@ -51,6 +51,15 @@ def test_adapters_of_all_types_live_on_one_copy_of_the_base_and_answer_as_alone(
     assert len({float(logits(held.loaded.model).sum()) for held in shelf.held.values()}) == len(APART)
 
 
+def test_a_whole_model_is_never_taken_for_the_bare_one(shop, sft_policies, run):
+    shelf = Shelf(run)
+    shelf.add("full", sft_policies("full"))
+    with pytest.raises(DataError, match="the bare model is not in memory"):
+        shelf.plain()
+    shelf.add("lora", sft_policies("lora"))
+    assert torch.equal(logits(shelf.plain().loaded.model), alone(shop.policy, run))
+
+
 def test_several_unmerged_low_rank_adapters_add_up_to_what_merging_gives_and_share_the_base(train, sft_policies, run):
     shelf = Shelf(run)
     for below in ("lora", "dora", "rslora"):
