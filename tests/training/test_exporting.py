@@ -9,8 +9,10 @@ import subprocess
 import sys
 
 import pytest
+import tiny
 import torch
 import yaml
+from hub import SECRET, hub  # noqa: F401  a fixture
 from peft import PeftModel
 from scoring import rows, write
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -28,6 +30,7 @@ from tasks.judge import VERDICT, VerdictSpec
 from tasks.merge import MergeSpec
 from tasks.policy import ADAPTERS, read_record, write_record
 from tasks.release import RELEASE, ReleaseSpec
+from tasks.train import SftSpec
 from tasks.training import merge
 from tasks.training.models import load
 
@@ -294,3 +297,38 @@ def test_machines_get_it_as_json(bench, sft_policies, tmp_path, capsys):
         "command": None,
     }
     assert set(told["files"]) | {"SHA256SUMS"} == {file.name for file in (tmp_path / "out").iterdir()}
+
+
+def test_what_is_pushed_is_the_folder_and_the_commit_names_release_and_verdict(bench, hub, sft_policies, tmp_path, capfd):  # noqa: F811
+    release, _ = bench(sft_policies("lora"))
+    folder = tmp_path / "out"
+    export(bench.store, "champion", folder, form="adapter", repo="ana/poet")
+    repo = hub.repos["ana/poet"]
+    assert repo["commits"] == [f"Release {release.key[:12]}, pass: 1 of 1 gates hold"]
+    assert repo["files"] == {file.name: file.read_bytes() for file in folder.iterdir()}
+    assert repo["private"]
+    said = "".join(capfd.readouterr())
+    assert f"hub: {hub.url}/ana/poet/commit/" in said
+    assert SECRET not in said
+
+
+def test_without_a_token_nothing_is_written_either(bench, hub, sft_policies, tmp_path, monkeypatch):  # noqa: F811
+    bench(sft_policies("lora"))
+    monkeypatch.delenv("HF_TOKEN")
+    with pytest.raises(SpecError, match="HF_TOKEN is not set"):
+        export(bench.store, "champion", tmp_path / "out", repo="ana/poet")
+    with pytest.raises(SpecError, match="--public: it says who may read what --push sends"):
+        export(bench.store, "champion", tmp_path / "out", public=True)
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_card_of_an_adapter_on_four_bits_loads_it_so(bench, shop, train, tmp_path, capsys):
+    wide = tiny.write_policy(tmp_path / "wide", shop.models, tiny.write_model(tmp_path / "source", hidden=64), "wide")
+    spec = SftSpec.model_validate({"method": tiny.METHOD["qlora"], "max_steps": 1, "global_batch": 8})  # 4 bits go by 64 numbers
+    policy, _ = train("sft", spec, policy=wide)
+    bench(policy)
+    folder = tmp_path / "out"
+    export(bench.store, "champion", folder, form="adapter")
+    assert "--quantization bitsandbytes --enable-lora --max-lora-rank 8" in capsys.readouterr().out
+    assert 'bnb_4bit_quant_type="nf4"' in (folder / "README.md").read_text()
+    run_card(folder, next(shop.models.glob("wide@*")))
