@@ -42,9 +42,11 @@ def publish(store: Store, record: Mapping[str, Any]) -> None:
     from tasks.stage import artifact_key
 
     said, page = brief(store, record)
-    way = f"[Open the report]({ROUTE}/{record['run']}.html)" if _served(record["run"]) else "The report"
-    lines = [page, f"{way} lies in the store, `.runs/{record['run']}.html`; `align report {record['run']} --open` shows it."]
-    create_markdown_artifact("\n\n".join(lines), key=artifact_key(record["plan"]["name"], "report"), description=said)
+    way = [f"[**Open the report**]({ROUTE}/{record['run']}.html)"] if _served(record["run"]) else []
+    where = f"It lies in the store, `.runs/{record['run']}.html`; `align report {record['run']} --open` shows it."
+    create_markdown_artifact(
+        "\n\n".join([page, *way, where]), key=artifact_key(record["plan"]["name"], "report"), description=said
+    )
 
 
 def _served(run: str) -> bool:

@@ -14,6 +14,7 @@ import yaml
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
+from evals.report import challenge
 from tasks import report_words as words
 from tasks.charts import curves, gate_strip
 from tasks.core.lineage import Trace
@@ -46,7 +47,7 @@ def brief(store: Store, record: Mapping[str, Any]) -> tuple[str, str]:
     mark = {"pass": "✅", "fail": "❌", "review": "🔎"}.get(said.tone, "⏹")
     lines = [f"# {mark} {inert(said.word)}", *(inert(_plain(line)) for line in (said.sentence, *said.more))]
     rows = [f"| {inert(what)} | **{inert(number)}** {inert(more)} |" for what, number, more in words.tiles(facts)]
-    return _plain(f"{said.word}: {said.sentence}"), "\n\n".join([*lines, "\n".join(["| | |", "|---|---|", *rows])])
+    return _plain(f"{said.word}: {said.sentence}"), "\n\n".join([*lines, "\n".join(["| what | found |", "|---|---|", *rows])])
 
 
 def page(facts: Facts) -> str:
@@ -58,7 +59,7 @@ def page(facts: Facts) -> str:
         "outcome": words.outcome(facts), "tiles": words.tiles(facts), "plan": record["plan"]["name"], "run": record["run"],
         "flow": record.get("flow", "align"), "started": words.when(record["started"]), "channel": facts.channel,
         "verdict": verdict, "gates": [{**row, "picture": Markup(gate_strip(row["gate"]))} for row in gates],
-        "notes": verdict and words.notes(verdict), "also": words.measured(verdict, suites=False) if verdict else [],
+        "challenge": verdict and challenge(verdict), "notes": verdict and words.notes(verdict), "also": words.measured(verdict, suites=False) if verdict else [],
         "suites": words.measured(verdict, suites=True) if verdict else [], "pages": _pages(facts), "changes": facts.changes,
         "before": facts.before, "samples": facts.samples, "trainings": [_training(step) for step in facts.trained],
         "funnels": words.funnels(facts), "trained_rows": words.trained_rows(facts), "health": _health(facts), "costs": lines,

@@ -54,4 +54,4 @@ def browser(chromium, tmp_path):
 
 
 def _here(url):
-    return url.startswith(ASIDE) or "//127.0.0.1:" in url
+    return url.startswith((*ASIDE, "file:")) or "//127.0.0.1:" in url
