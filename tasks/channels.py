@@ -174,7 +174,7 @@ def _move(action: Literal["promote", "rollback"], release: Artifact, why: str, b
 
 
 def _path(store: Store, name: str) -> Path:
-    return store.folder("channels") / f"{name}.json"
+    return store.root / ".channels" / f"{name}.json"
 
 
 def _checked(name: str) -> str:
@@ -184,6 +184,7 @@ def _checked(name: str) -> str:
 
 
 def _write(store: Store, known: _Channel, move: Move) -> None:
+    store.folder("channels")  # made by who writes: a dry run leaves nothing behind
     fields: dict[str, Json] = known.model_copy(update={"history": (*known.history, move)}).model_dump(mode="json")
     write_json(_path(store, known.name), {**fields, "seal": sha256(canonical(fields))})
 
