@@ -151,7 +151,7 @@ class _Both:
 
     def _last(self, console: Console) -> Table:
         """The table with as many of the last lines as the screen has room for."""
-        width, most = console.width // 2 - 2, max(1, console.height - 5)
+        width, most = (console.width - 2) // 2, max(1, console.height - 5)
         lines = [Text(shown(text).strip("\n")).wrap(console, width) for text in self._texts]
         return self.table([Text("\n").join(one[-most:]) for one in lines])
 

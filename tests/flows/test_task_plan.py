@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from cards import run_card
 from smoke import Smoke, ended
 
 from flows.plan import as_json
@@ -147,11 +148,18 @@ def test_the_exported_folder_is_a_model_that_plain_transformers_tags_with(made, 
     assert (front["pipeline_tag"], front["library_name"]) == ("token-classification", "transformers")
     assert "AutoModelForTokenClassification" in card
     assert "apply_chat_template" not in card
+    assert "('red', " in run_card(tmp_path / "out", say="red dog")
     found = pipeline("token-classification", model=str(tmp_path / "out"))("the red dog says no")
     assert [(entity["word"], entity["entity"]) for entity in found if entity["entity"] != "O"] == [
         ("red", "B-COL"),
         ("dog", "B-ANI"),
     ]
+
+
+@pytest.mark.slow
+def test_the_adapter_below_a_merged_tagger_is_exported_alone_and_its_card_tags(made, tmp_path):
+    made.align("export", "tagger", str(tmp_path / "out"), "--as", "adapter")
+    assert "('red', 'B-COL'), ('dog', 'B-ANI')" in run_card(tmp_path / "out", made.folder / "encoder", say="red dog")
 
 
 @pytest.mark.slow
@@ -173,6 +181,7 @@ def test_what_cannot_be_merged_is_exported_as_an_adapter_that_peft_loads(made, t
     assert "merge" not in ended(printed)
     folder = tmp_path / "adapter"
     made.align("export", "other", str(folder))
+    assert "('red', " in run_card(folder, say="red dog")
     import tasks.training.methods.known as known
 
     known.make_all_known()

@@ -2,16 +2,13 @@
 
 import hashlib
 import json
-import os
-import re
 import shutil
-import subprocess
-import sys
 
 import pytest
 import tiny
 import torch
 import yaml
+from cards import run_card
 from hub import SECRET, hub  # noqa: F401  a fixture
 from peft import PeftModel
 from scoring import rows, write
@@ -84,20 +81,6 @@ def logits(model):
 
 def ours(shop, policy, tmp_path):
     return load(policy, Run(tmp_path, shop.models, Execution(device="cpu")))
-
-
-def run_card(folder, base=None):
-    """Run the Python of the card in its folder, `org/tiny` being where `base` is; what it printed."""
-    code = re.search(r"```python\n(.*?)```", (folder / "README.md").read_text(), re.DOTALL)[1]
-    if base:
-        (folder / "org").mkdir()
-        (folder / "org" / "tiny").symlink_to(base)
-    few = code.replace("max_new_tokens=200", "max_new_tokens=8")
-    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-W", "ignore", "-c", few]
-    ran = subprocess.run(command, cwd=folder, check=False, capture_output=True, text=True, env=environment)
-    assert ran.returncode == 0, ran.stderr
-    return ran.stdout
 
 
 def front_of(folder):
