@@ -1,4 +1,4 @@
-"""The report in a real browser: it asks for nothing, says nothing on the console, fits a phone, and is readable in both colours."""
+"""The report in a real browser: no request, nothing on the console, no wider than a phone, readable in light and dark."""
 
 import pytest
 from reporting import HOSTILE, run
