@@ -155,7 +155,7 @@ def tiles(facts: Facts) -> list[tuple[str, str, str]]:
     if facts.samples:
         wins, ties, losses = facts.samples.counts
         total = wins + ties + losses
-        made.append((f"Better than {facts.samples.against}", f"{wins} of {total}", f"answers; {losses} worse, {ties} equal"))
+        made.append((f"Beats {facts.samples.against} on", f"{wins} of {total}", f"{losses} worse, {ties} equal"))
     made.append(("Stages built", f"{counts['built']} of {len(facts.steps)}", f"{counts['cached']} from the store"))
     if (took := elapsed(facts.record)) is not None:
         made.append(("Time", duration(took), f"from {facts.record['started'][11:16]} UTC"))
