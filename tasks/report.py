@@ -30,6 +30,10 @@ TEMPLATES = Path(__file__).parent / "templates" / "report"
 _PAGES = ("comparison.md", "search.md")
 """what a stage wrote for people and this page repeats, pictures included"""
 _KINDS = {"policy": "model", "reward_model": "model", "verdict": "decided", "release": "decided"} | dict.fromkeys(DATA, "data")
+_MOST_BOXES = 120
+"""of a lineage that is drawn; more nobody reads"""
+_MOST_TRAININGS = 24
+"""whose curves are drawn: a search trains hundreds"""
 _MARKS = {"✅": "pass", "❌": "fail", "🔎": "review"}
 _UNSEEN = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069\ufff9-\ufffb]")
 """controls, among them those that turn the direction of what follows"""
@@ -59,12 +63,14 @@ def page(facts: Facts) -> str:
         "outcome": words.outcome(facts), "tiles": words.tiles(facts), "plan": record["plan"]["name"], "run": record["run"],
         "flow": record.get("flow", "align"), "started": words.when(record["started"]), "channel": facts.channel,
         "verdict": verdict, "gates": [{**row, "picture": Markup(gate_strip(row["gate"]))} for row in gates],
-        "challenge": verdict and challenge(verdict), "notes": verdict and words.notes(verdict), "also": words.measured(verdict, suites=False) if verdict else [],
+        "challenge": verdict and challenge(verdict), "notes": verdict and words.notes(verdict),
+        "also": words.measured(verdict, suites=False) if verdict else [],
         "suites": words.measured(verdict, suites=True) if verdict else [], "pages": _pages(facts), "changes": facts.changes,
-        "before": facts.before, "samples": facts.samples, "trainings": [_training(step) for step in facts.trained],
-        "funnels": words.funnels(facts), "trained_rows": words.trained_rows(facts), "health": _health(facts), "costs": lines,
-        "totals": totals, "graph": Markup(_graph(facts)), "made": words.made_with(facts),
-        "digests": words.digests(facts.steps),
+        "before": facts.before, "samples": facts.samples,
+        "trainings": [_training(step) for step in facts.trained[:_MOST_TRAININGS]],
+        "untold": len(facts.trained[_MOST_TRAININGS:]), "funnels": words.funnels(facts),
+        "trained_rows": words.trained_rows(facts), "health": _health(facts), "costs": lines, "totals": totals,
+        "graph": Markup(_graph(facts)), "made": words.made_with(facts), "digests": words.digests(facts.steps),
         "yaml": yaml.safe_dump(record["plan"], sort_keys=False, allow_unicode=True, width=100),
     }  # fmt: skip
     style = Markup((TEMPLATES / "style.css").read_text(encoding="utf-8"))
@@ -114,6 +120,8 @@ def _training(step: Step) -> dict[str, Any]:
 
 
 def _graph(facts: Facts) -> str:
+    if len(facts.traces) > _MOST_BOXES:
+        return ""
     steps = {step.artifact.key: step for step in facts.steps if step.artifact}
     nodes = [_node(trace, steps.get(trace.artifact.key)) for trace in facts.traces]
     edges = [

@@ -168,3 +168,12 @@ def test_pictures_and_tables_that_a_stage_wrote_are_shown_inside(tmp_path):
     assert 'src="data:image/png;base64,iVBORw=="' in found
     assert not [tag for tag in tags(found) if ADDRESS.search(tag)]
     assert '<td style="text-align:right">1.5</td>' in found
+
+
+def test_a_search_of_many_trials_stays_a_page(tmp_path, monkeypatch):
+    store, record = run(tmp_path)
+    monkeypatch.setattr("tasks.report._MOST_BOXES", 3)
+    monkeypatch.setattr("tasks.report._MOST_TRAININGS", 1)
+    page = report(store, record)
+    assert 'id="lineage"' not in page
+    assert "1 more trainings are not drawn here" in shown(page)
