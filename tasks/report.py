@@ -175,6 +175,7 @@ def _rendered(path: Path) -> Markup:
     for emoji, tone in _MARKS.items():  # few machines without a desktop have these letters
         html = html.replace(emoji, str(marks.sign(tone)))
     html = re.sub(r"<td>([-+\d.,%\[\]\s?]+)</td>", r'<td class="keep">\1</td>', html)
+    html = re.sub(r"\[(-?[\d.?]+), (-?[\d.?]+)\]", "[\\1,\u00a0\\2]", html)  # an interval stays on its line
     html = html.replace("<table>", '<div class="scroll" role="region" aria-label="table" tabindex="0"><table>')
     return Markup(
         html.replace("</table>", "</table></div>").replace("<th ", '<th scope="col" ').replace("<th>", '<th scope="col">')

@@ -159,7 +159,7 @@ def test_pictures_and_tables_that_a_stage_wrote_are_shown_inside(tmp_path):
     from tasks.report import _rendered
 
     (tmp_path / "plot.png").write_bytes(b"\x89PNG")
-    table = "| a | b |\n|---|---:|\n| [x](http://evil.example) | 1.5 |"
+    table = "| a | b |\n|---|---:|\n| [x](http://evil.example) | 1.5 [1.25, 2] |"
     text = f"# ✅ fine <script>x</script>\n\n{table}\n\n![plot](plot.png) ![no](http://evil.example/x.png)\n"
     (tmp_path / "page.md").write_text(text)
     found = str(_rendered(tmp_path / "page.md"))
@@ -167,7 +167,7 @@ def test_pictures_and_tables_that_a_stage_wrote_are_shown_inside(tmp_path):
     assert "&lt;script&gt;" in found
     assert 'src="data:image/png;base64,iVBORw=="' in found
     assert not [tag for tag in tags(found) if ADDRESS.search(tag)]
-    assert '<td style="text-align:right">1.5</td>' in found
+    assert '<td style="text-align:right">1.5 [1.25,\xa02]</td>' in found
 
 
 def test_a_search_of_many_trials_stays_a_page(tmp_path, monkeypatch):
