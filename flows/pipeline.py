@@ -37,7 +37,7 @@ def pipeline(plan: Plan, build: Build, meet: Meet = nobody) -> None:
     policy = build(MERGE, plan.merge or MergeSpec(), {"policy": trained, "prompts": prompts}) if plan.merges else trained
 
     models = {"candidate": policy, "parent": parent, "base": base}
-    compared = {who: models[who] for who in plan.subjects() if who in models}
+    compared = {who: model for who, model in models.items() if who in plan.subjects()}
     measuring = Measuring(plan, build, prompts, held_out, made.get("reward_model"))
     seen = measuring.models(compared)
     champion = meet(policy) if plan.challenges else None

@@ -4,10 +4,12 @@ import json
 import multiprocessing
 import threading
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
 from challenging import AHEAD, SOUND, StandIns, run, write_plan, write_task_plan
+from laid_out import laid_out
 from rich.console import Console
 
 from evals.report import challenge
@@ -258,23 +260,12 @@ def test_task_heads_meet_theirs_on_the_same_rows_and_keep_their_own_majority(tmp
 # -- in a plan ---------------------------------------------------------------------------------------------------
 
 
-def asked_for(plan, met=None):
-    """Stage -> its inputs by name, as the pipeline asks for them where `met` is the champion's policy."""
-    asked = {}
-
-    def build(stage, spec, inputs, *, name=None):
-        asked[name or stage.name] = {key: str(value) for key, value in inputs.items()}
-        return name or stage.name
-
-    pipeline(plan, build, lambda candidate: met and Champion("1" * 64, met))
-    return asked
-
-
 def test_a_champion_is_measured_by_itself_and_changes_nothing_else():
     suites = [{"name": "ifeval", "source": "ifeval.jsonl", "judge": {"model": "judge"}}]
     gates = [{"metric": "reward_win_rate", "at_least": 0.5, "against": "champion"}, SOUND]
     plan = load(PLANS / "demo.yaml", [f"gates={json.dumps(gates)}", f"evaluation.suites={json.dumps(suites)}"])
-    alone, beside = asked_for(plan), asked_for(plan, "theirs")
+    alone = laid_out(plan)
+    beside = laid_out(plan, partial(pipeline, meet=lambda candidate: Champion("1" * 64, "theirs")))
     held_out = {name: f"curate-{name}" for name in ("instructions", "preferences", "texts")}
     suite, mine = "suite-ifeval", "answers-ifeval-candidate"
     assert {name: given for name, given in beside.items() if name not in alone} == {
