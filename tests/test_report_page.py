@@ -2,11 +2,13 @@
 
 import html
 import re
+from dataclasses import replace
 
 import pytest
 from reporting import HOSTILE, run
 
 from tasks.report import brief, report
+from tasks.report import page as page_of
 from tasks.report_facts import gather
 from tasks.report_words import costs, funnels, outcome, tiles
 
@@ -177,3 +179,34 @@ def test_a_search_of_many_trials_stays_a_page(tmp_path, monkeypatch):
     page = report(store, record)
     assert 'id="lineage"' not in page
     assert "1 more trainings are not drawn here" in shown(page)
+
+
+def test_who_approved_is_said_with_the_verdict(tmp_path):
+    store, record = run(tmp_path)
+    facts = gather(store, record)
+    approval = {"by": "ana", "when": "2026-01-02T03:20:00+00:00", "why": "reads <better>"}
+    found = replace(facts, release={**facts.release, "approval": approval})
+    assert outcome(found).more == ("Approved by ana on 2026-01-02 03:20 UTC: reads <better>",)
+    assert "Approved by ana on 2026-01-02 03:20 UTC: reads &lt;better&gt;" in page_of(found)
+
+
+def test_suites_have_a_part_of_their_own(tmp_path):
+    store, record = run(tmp_path)
+    facts = gather(store, record)
+    row = {"metric": "gsm8k.exact_match", "against": None, "unit": "share", "better": "higher", "estimate": 0.25, "low": 0.125,
+           "high": 0.375, "items": 1200, "meaning": "right answers"}  # fmt: skip
+    page = shown(page_of(replace(facts, verdict={**facts.verdict, "measured": [*facts.verdict["measured"], row]})))
+    assert "gsm8k.exact_match 0.250 [0.125, 0.375] 1,200 share higher" in page
+    assert 'id="suites"' not in page_of(facts)
+
+
+def test_steps_of_a_record_from_before_they_were_numbered_come_inputs_first(tmp_path):
+    store, record = run(tmp_path)
+    for step in record["steps"].values():
+        del step["number"], step["seconds"]
+    steps = gather(store, record).steps
+    place = {step.artifact.digest: number for number, step in enumerate(steps)}
+    assert all(
+        place[digest] < number for number, step in enumerate(steps) for digest in step.artifact.inputs.values() if digest in place
+    )
+    assert steps[0].cost.seconds == steps[0].artifact.provenance["seconds"]
