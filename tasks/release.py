@@ -20,7 +20,7 @@ from tasks.core.files import write_json
 from tasks.core.lineage import Trace, opened, trace_among
 from tasks.core.spec import Json, Spec
 from tasks.core.store import Artifact, Store
-from tasks.heads import FORMS, Head, read_head
+from tasks.heads import FORMS
 from tasks.judge import VERDICT_FILE
 from tasks.policy import ADAPTERS, MODEL, PolicyRecord, is_seq2seq, read_record, sees_images
 from tasks.review import Approval, Decision, Subject, inert, read, standing
@@ -156,9 +156,8 @@ def release(spec: ReleaseSpec, inputs: Mapping[str, Path], out: Path, run: Run) 
             "lineage": _lineage(traces),
         },
     )
-    head = read_head(inputs["policy"]) if record.task in FORMS else None
-    merged, seq2seq = (inputs["policy"] / MODEL).is_dir(), _writes_after_encoding(inputs["policy"], record)
-    card = _card(spec, record, head, verdict, decision, traces, merged=merged, seq2seq=seq2seq)
+    seq2seq = _writes_after_encoding(inputs["policy"], record)
+    card = _card(spec, record, verdict, decision, traces, seq2seq=seq2seq)
     (out / CARD_FILE).write_text(card, encoding="utf-8")
     run.log(f"{spec.name}: {headline(verdict)}{f', {decision.sentence}' if decision else ''}")
     approval: Metrics = {"approved_by": decision.by} if decision else {}
@@ -209,12 +208,10 @@ def _pipeline(record: PolicyRecord, *, seq2seq: bool) -> str:
 def _card(
     spec: ReleaseSpec,
     record: PolicyRecord,
-    head: Head | None,
     verdict: Any,  # noqa: ANN401
     decision: Decision | None,
     traces: Mapping[str, Trace],
     *,
-    merged: bool,
     seq2seq: bool,
 ) -> str:
     """The model card, in the form that the Hugging Face hub reads."""
@@ -222,13 +219,12 @@ def _card(
     from jinja2 import Environment, StrictUndefined
 
     stages = [link.stage for link in record.chain]
-    adapters = [f"adapters/{name}" for name in record.adapters]
     front = {
         "base_model": spec.base_model or record.base.name,
         "license": spec.license,
         "language": list(spec.languages),
         "datasets": list(spec.datasets),
-        "library_name": "peft" if adapters else "transformers",
+        "library_name": "peft" if record.adapters else "transformers",
         "pipeline_tag": _pipeline(record, seq2seq=seq2seq),
         "tags": list(dict.fromkeys([*spec.tags, "alignflow", *stages, *(link.method for link in record.chain)])),
     }
@@ -238,18 +234,13 @@ def _card(
         spec=spec,
         record=record,
         base_model=front["base_model"],
-        merged=merged,
-        adapters=adapters,
         headline=headline(verdict),
         gates=gate_markdown(verdict),
         correction=CORRECTION,
         verdict=verdict,
         decision=decision,
         inert=inert,
-        head=head and AUTO_CLASSES[record.task],
-        auto="AutoModelForSeq2SeqLM" if seq2seq else auto_class(record) if record.task == "policy" else AUTO_CLASSES["policy"],
-        reader="AutoProcessor" if sees_images(record) else "AutoTokenizer",
-        key_mapping=dict(head.key_mapping) if head else {},
+        head=record.task in FORMS,
         pipeline=front["pipeline_tag"],
         made=[_made(part) for part in traces["policy"].walk() if part.artifact.kind in _MADE],
         lineage=list(outline(traces["policy"])),
