@@ -3,12 +3,13 @@
 import os
 import signal
 import time
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Iterable, Sequence
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 from rich.console import Console
 
+from evals.judge_client import Judge
 from flows.champion import looked_up
 from flows.console import Watch, duration, me, out
 from flows.consult import Consulted, Undecided
@@ -20,6 +21,8 @@ from flows.task_pipeline import AnyPlan, load, pipeline
 from tasks.channels import channel, promote, standing
 from tasks.core.errors import GateError, SpecError
 from tasks.core.store import Artifact
+from tasks.judging import JUDGING
+from tasks.pairwise import PAIRWISE
 from tasks.release import ReleaseSpec, ruling
 
 
@@ -50,6 +53,12 @@ def look(plan: AnyPlan) -> dict[str, Step]:
     explained = Explain(plan.workshop())
     pipeline(plan, Consulted(explained), looked_up(plan, explained.workshop.store))
     return {step.name: step for step in explained.steps}
+
+
+def require_judge(steps: Iterable[Step]) -> None:
+    """Raise MachineError where a stage that is missing asks a judge that nobody named: not after hours of training."""
+    if any(step.artifact is None and step.stage in (JUDGING, PAIRWISE) for step in steps):
+        Judge.from_environment()
 
 
 def up_to_date(plan: AnyPlan, steps: dict[str, Step], *, console: Console) -> bool:

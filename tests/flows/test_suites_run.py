@@ -173,3 +173,19 @@ def test_a_gate_on_a_judge_needs_one():
 def test_a_source_is_relative_to_the_plan():
     plan = load(DEMO, ["evaluation.suites=[{name: copa, source: ../x.jsonl}]"])
     assert plan.evaluation.suites[0].source == DEMO.parents[1] / "x.jsonl"
+
+
+def test_a_judge_that_nobody_named_stops_a_run_before_it_trains(tmp_path, monkeypatch):
+    from flows.execute import look, require_judge
+    from tasks.core.errors import MachineError
+
+    source = tmp_path / "questions.jsonl"
+    source.write_text('{"question_id": 1, "category": "writing", "turns": ["Say so."]}\n')
+    asked = [f"evaluation.suites=[{{name: mt-bench, source: {source}, judge: {{model: m}}}}]", f"store.root={tmp_path / 'store'}"]
+    steps = look(load(DEMO, asked)).values()
+    monkeypatch.delenv("ALIGN_JUDGE_URL", raising=False)
+    with pytest.raises(MachineError, match="a judge is asked for and ALIGN_JUDGE_URL is not set"):
+        require_judge(steps)
+    require_judge(step for step in steps if "judged" not in step.name)
+    monkeypatch.setenv("ALIGN_JUDGE_URL", "http://127.0.0.1:9/v1")
+    require_judge(steps)
