@@ -1,7 +1,8 @@
 """METRICS: what can be gated, and how each is estimated from the per-item scores of docs/artifacts.md.
 
 A metric names its raw scores in `needs` and turns them, aligned item by item, into a `Sample`.  A new one is one row here; a
-metric of the answers' text is a module instead, see `evals.modules`; `<suite>.<metric>` belongs to a suite, see `evals.suite`.
+metric of the answers' text is a module instead, see `evals.modules`; `<suite>.<metric>` belongs to a suite, see `evals.suite`,
+and `lm_eval.<task>.<metric>` to a task of lm-eval, see `evals.harness`.
 """
 
 from collections.abc import Callable
@@ -10,7 +11,7 @@ from typing import Literal
 
 import numpy as np
 
-from evals import modules, suite
+from evals import harness, modules, suite
 from evals.scores import Scores, Series
 from evals.statistics import Floats, Sample, contrast, difference, macro_f1, mean, perplexity, perplexity_ratio, ratio, shares
 from tasks.core.errors import DataError, SpecError
@@ -263,7 +264,7 @@ RAW = frozenset(raw for metric in METRICS.values() for _, raw in metric.needs)
 def metric(name: str, against: Against | None) -> Metric:
     """The metric `name`: a row of METRICS, a module, or `<suite>.<metric>`.  Raises SpecError, with the nearest names, else."""
     if inside := suite.split(name):
-        return _of_suite(*inside, against)
+        return _of_harness(name, against) if inside[0] == harness.PREFIX else _of_suite(*inside, against)
     if name in METRICS:
         return METRICS[name].compared() if against and METRICS[name].differs else METRICS[name]
     own = modules.names()
@@ -302,6 +303,20 @@ def _of_suite(name: str, inner: str, against: Against | None) -> Metric:
     return replace(found, needs=needs, better=better, meaning=f"{found.meaning}; suite {name}, version {about.version}")
 
 
+def _of_harness(name: str, against: Against | None) -> Metric:
+    """Metric `name` of a task of lm-eval, as `evals.harness` calls it.  Raises SpecError for one that is not called so."""
+    if not harness.is_one(name):
+        raise SpecError(f"{name}: no metric of lm-eval; it is called lm_eval.<task>.<metric>, such as lm_eval.arc_easy.acc")
+    if of := harness.counted_by(name):
+        like = METRICS["text_perplexity_ratio" if against else "text_perplexity"]
+        needs = tuple((subject, name) for subject, _ in like.needs)
+        unit = like.unit if against else f"perplexity per {of}"
+        return replace(like, needs=needs, unit=unit, by_token=False, meaning="perplexity by lm-eval")
+    found, up = _own_metric(name, against), harness.higher_is_better(name)
+    neutral = 0.0 if against and up is not None else None
+    return replace(found, better="lower" if up is False else "higher", neutral=neutral, meaning=f"{found.meaning}; lm-eval")
+
+
 def measurable(scores: Scores) -> list[tuple[str, Against | None]]:
     """Every (metric, comparator) that `scores` have the raw scores for."""
     raw = scores.metrics()
@@ -309,7 +324,8 @@ def measurable(scores: Scores) -> list[tuple[str, Against | None]]:
     suites = sorted({inside[0] for inside in map(suite.split, raw) if inside} & set(suite.names()))
     inside = [f"{name}.{inner}" for name in suites for inner in suite.suite(name).may_measure()]
     found: list[tuple[str, Against | None]] = []
-    for name in [*METRICS, *own, *inside]:
+    foreign = [name for name in raw if harness.is_one(name)]
+    for name in [*METRICS, *own, *inside, *foreign]:
         for against in (None, *COMPARATORS):
             found_metric = metric(name, against)
             fits = found_metric.comparative == (against is not None)

@@ -207,6 +207,8 @@ _MEANS = {
     "prompts": "its prompts",
     "settings": "how answers were generated",
     "judge": "their judge",
+    "asked": "how many prompts were asked and how",
+    "harness": "their release of lm-eval",
 }
 
 

@@ -89,8 +89,9 @@ def relocated(raw: dict[str, Any], folder: Path) -> None:
     _anchor(raw, folder)
     evaluation = raw.get("evaluation")
     for suite in (evaluation.get("suites") or ()) if isinstance(evaluation, dict) else ():
-        if isinstance(suite, dict) and isinstance(path := suite.get("source"), str):
-            suite["source"] = str((folder / Path(path).expanduser()).resolve())
+        for field in ("source", "include") if isinstance(suite, dict) else ():
+            if isinstance(path := suite.get(field), str):
+                suite[field] = str((folder / Path(path).expanduser()).resolve())
 
 
 def _anchor(at: object, folder: Path) -> None:

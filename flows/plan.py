@@ -16,7 +16,7 @@ from evals.gates import Gate
 from evals.scores import SUBJECTS
 from flows.compare_plan import ComparePlan
 from flows.search_plan import SearchPlan
-from flows.suite_plan import SuitePlan, check_suites
+from flows.suite_plan import SuiteEntry, check_suites
 from tasks.algorithms import ALGORITHMS, PolicySpec
 from tasks.base import BaseSpec, base_request
 from tasks.chain import check_follow, check_merge, check_model, merges
@@ -176,8 +176,8 @@ class EvaluationPlan(Part):
     rewards: RewardsSpec = RewardsSpec()
     metrics: tuple[str, ...] = ()
     """modules of evals/metrics to report beside the gates; those that gates name are measured anyway"""
-    suites: tuple[SuitePlan, ...] = ()
-    """suites of evals/suites to measure on, each with the file of its prompts; gates name `<suite>.<metric>`"""
+    suites: tuple[SuiteEntry, ...] = ()
+    """suites of evals/suites, each with the file of its prompts, and tasks of lm-eval; gates name `<suite>.<metric>`"""
 
     @model_validator(mode="after")
     def _known(self) -> "EvaluationPlan":

@@ -158,15 +158,22 @@ def _fields(at: Mapping[str, Any], definitions: Mapping[str, Any], where: str) -
         if "properties" in inner:
             yield from _fields(inner, definitions, path)
             continue
-        if members and not any("const" in field for member in members for field in member["properties"].values()):
-            for member in members:  # told apart by which fields they have
+        if _told_by_fields(members):
+            for member in members:
                 yield from _fields(member, definitions, path)
             continue
         yield f"`{path}`", default, str(field.get("description", "")).replace("\n", " ")
         if name == "sources" and "instructions" not in path:
             continue  # the fields of a source are listed once
         items = _resolved(field.get("items", {}), definitions)
-        yield from _fields(items, definitions, f"{path}[]")
+        kinds = [_resolved(kind, definitions) for kind in items.get("oneOf", ())]
+        for item in kinds if _told_by_fields(kinds) else [items]:
+            yield from _fields(item, definitions, f"{path}[]")
+
+
+def _told_by_fields(members: Sequence[Mapping[str, Any]]) -> bool:
+    """Whether the members of a union are told apart by which fields they have, not by the value of one."""
+    return bool(members) and not any("const" in field for member in members for field in member["properties"].values())
 
 
 def _of_spec(spec: type[BaseModel]) -> Iterator[tuple[str, str, str]]:

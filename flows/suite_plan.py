@@ -1,15 +1,16 @@
-"""What a plan says of suites: which, where their prompts lie, and what is measured beside what they name."""
+"""What a plan says of suites and tasks of lm-eval: which, where their prompts lie, and what is measured beside what they name."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Self
+from typing import Annotated, Self
 
-from pydantic import BaseModel, ConfigDict, PositiveInt, model_validator
+from pydantic import BaseModel, ConfigDict, Discriminator, NonNegativeInt, PositiveInt, Tag, model_validator
 
-from evals import modules, suite
+from evals import harness, modules, suite
 from evals.gates import Gate
 from evals.suite import Settings
 from tasks.core.errors import SpecError
+from tasks.harness import INSTALL, HarnessSpec, HarnessTaskSpec, installed
 from tasks.pairwise import PairJudge, PairwiseSpec
 from tasks.suites import ChoicesSpec, QuestionsSpec, SuiteScoresSpec
 
@@ -46,6 +47,11 @@ class SuitePlan(BaseModel):
         return self
 
     @property
+    def suite(self) -> str:
+        """What gates call it, before the metric."""
+        return self.name
+
+    @property
     def settings(self) -> Settings | None:
         """How its prompts are answered; None for choices, which are not."""
         return self.answers or suite.suite(self.name).answers
@@ -70,15 +76,75 @@ class SuitePlan(BaseModel):
         return PairwiseSpec(suite=self.name, answers=settings, judge=self.judge)
 
 
-def check_suites(suites: Sequence[SuitePlan], gates: Iterable[Gate]) -> None:
+class HarnessPlan(BaseModel):
+    """A task of lm-eval to measure on, in place of a suite."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+    lm_eval: str
+    """instead of a suite: a task of lm-eval, by its name; gates name `lm_eval.<task>.<metric>`"""
+    limit: PositiveInt | None = None
+    """so many of its documents, the same for every model; null: all"""
+    few_shot: NonNegativeInt | None = None
+    """solved examples before each document; null: as the task says"""
+    chat_template: bool = False
+    """ask under the model's chat template, in place of plain text"""
+    include: Path | None = None
+    """folder of YAML files that the task is in, for one of your own; whatever changes in it is measured again"""
+
+    @model_validator(mode="after")
+    def _there(self) -> Self:
+        if not installed():
+            raise ValueError(f"{self.lm_eval} is a task of lm-eval, which is not installed; {INSTALL}")
+        if not harness.plain(self.lm_eval):
+            raise ValueError(f"lm_eval {self.lm_eval!r}: not the name of a task")
+        return self
+
+    @property
+    def suite(self) -> str:
+        """What gates call it, before the metric."""
+        return harness.suite_of(self.lm_eval)
+
+    def task(self) -> HarnessTaskSpec:
+        """What decides the task and its documents."""
+        return HarnessTaskSpec(task=self.lm_eval, harness=installed() or "")
+
+    def files(self) -> dict[str, Path]:
+        """The folder that holds it, if it is not lm-eval's own."""
+        return {"tasks": self.include} if self.include else {}
+
+    def scores(self) -> HarnessSpec:
+        """How it is asked."""
+        spec = self.task()
+        return HarnessSpec(harness=spec.harness, limit=self.limit, few_shot=self.few_shot, chat_template=self.chat_template)
+
+
+def _kind(given: object) -> str:
+    """Which member of the union an entry is."""
+    foreign = isinstance(given, HarnessPlan) or (isinstance(given, Mapping) and "lm_eval" in given)
+    return "HarnessPlan" if foreign else "SuitePlan"
+
+
+SuiteEntry = Annotated[Annotated[SuitePlan, Tag("SuitePlan")] | Annotated[HarnessPlan, Tag("HarnessPlan")], Discriminator(_kind)]
+
+
+def check_suites(suites: Sequence[SuitePlan | HarnessPlan], gates: Iterable[Gate]) -> None:
     """Raise ValueError for two suites of one name, and for a gate on what no suite of the plan measures."""
-    named = {entry.name: entry for entry in suites}
+    named = {entry.suite: entry for entry in suites}
     if len(named) < len(suites):
         raise ValueError("evaluation.suites names one suite twice; leave one out")
     for gate in gates:
         if (inside := suite.split(gate.metric)) is None:
             continue
-        if (entry := named.get(inside[0])) is None:
+        if inside[0] == harness.PREFIX:
+            if (asked := gate.metric.rpartition(".")[0]) not in named:
+                task = asked.partition(".")[2]
+                raise ValueError(
+                    f"gate {gate.metric}: evaluation.suites has no lm_eval: {task}"
+                    f"{modules.nearest(asked, list(named))}; add it, or leave the gate out"
+                )
+            continue
+        entry = next((entry for entry in suites if isinstance(entry, SuitePlan) and entry.name == inside[0]), None)
+        if entry is None:
             raise ValueError(
                 f"gate {gate.metric}: evaluation.suites has no {inside[0]}; add it with the file of its prompts, or leave it out"
             )

@@ -5,7 +5,9 @@ from typing import Any, NamedTuple
 
 from flows.build import Build
 from flows.plan import Plan
+from flows.suite_plan import HarnessPlan
 from tasks.generate import ANSWERS, AnswersSpec
+from tasks.harness import HARNESS, HARNESS_TASK
 from tasks.pairwise import PAIRWISE
 from tasks.suites import CHOICES, QUESTIONS, SUITE_SCORES, ChoicesSpec
 
@@ -28,6 +30,15 @@ def measured(plan: Plan, build: Build, models: Mapping[str, Any], before: Measur
     """
     asked, scores = dict(before.asked), dict(before.scores)
     for suite in plan.evaluation.suites:
+        if isinstance(suite, HarnessPlan):
+            name = f"lm-eval-{suite.lm_eval}"
+            task = asked.get(f"task_{suite.lm_eval}")
+            if task is None:
+                task = asked[f"task_{suite.lm_eval}"] = build(HARNESS_TASK, suite.task(), suite.files(), name=name)
+            for who, model in models.items():
+                given = {"policy": model, "task": task}
+                scores[f"task_{suite.lm_eval}_{who}"] = build(HARNESS, suite.scores(), given, name=f"{name}-{who}")
+            continue
         name, spec = suite.name, suite.scores(plan.gates)
         prompts = asked.get(f"suite_{name}")
         if prompts is None:

@@ -44,9 +44,10 @@ _POLL_SECONDS = 0.2
 _GRACE_SECONDS = 5.0
 
 
-def run_child(job: str, spec: Spec, inputs: Inputs, out: Path, run: Run) -> Metrics:
+def run_child(job: str, spec: Spec, inputs: Inputs, out: Path, run: Run, *, network: bool = False) -> Metrics:
     """Run `tasks.training`'s `job` on `spec` and `inputs`, writing under `out`; return its metrics.
 
+    `network` lets it ask the hub, unless HF_HUB_OFFLINE of this process forbids that; no other child may.
     Raises what the child raised, OutOfMemory, Killed, TimedOut, or AlignError for a crash nobody foresaw.
     """
     work = run.work
@@ -69,7 +70,7 @@ def run_child(job: str, spec: Spec, inputs: Inputs, out: Path, run: Run) -> Metr
     for old in (work / "metrics.json", work / "error.json", *work.glob(_USAGE.format("*"))):
         remove(old)
     oom_kills = _oom_kills()
-    code, tail = _stream(_command(run.execution.processes), work, run)
+    code, tail = _stream(_command(run.execution.processes), work, run, network=network)
     if (work / "error.json").exists():
         error = json.loads((work / "error.json").read_text())
         raised = ERRORS.get(error["type"], AlignError)(error["message"])
@@ -126,14 +127,18 @@ def end_with(parent: int) -> None:
         os.kill(os.getpid(), signal.SIGUSR1)
 
 
-def _start(command: list[str], work: Path, run: Run) -> "subprocess.Popen[bytes] | Fork":
-    """A child in `work`: forked from one that has imported everything where that can be, else started by `command`."""
-    if command == _JOB and (run.execution.device == "cpu" or not _gpus()) and (child := fork(work, environment(run))):
+def _start(command: list[str], work: Path, run: Run, *, network: bool) -> "subprocess.Popen[bytes] | Fork":
+    """A child in `work`: forked from one that has imported everything where that can be, else started by `command`.
+
+    One that may use the network is started: what a fork has imported was told that it may not.
+    """
+    warm = command == _JOB and not network and (run.execution.device == "cpu" or not _gpus())
+    if warm and (child := fork(work, environment(run))):
         return child
     return subprocess.Popen(
         tied(command),
-        cwd=work, env=environment(run), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL,
-        start_new_session=True,
+        cwd=work, env=environment(run, network=network),
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL, start_new_session=True,
     )  # fmt: skip
 
 
@@ -147,8 +152,8 @@ def _command(processes: int) -> list[str]:
     return [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}", *_JOB[1:]]
 
 
-def environment(run: Run) -> dict[str, str]:
-    """Environment of a child: our modules, its share of the cores, no network."""
+def environment(run: Run, *, network: bool = False) -> dict[str, str]:
+    """Environment of a child: our modules, its share of the cores, and no network unless the stage is for that."""
     threads = run.execution.threads or max(1, (os.cpu_count() or 1) // (run.execution.parallel * run.execution.processes))
     environment = {
         **os.environ,
@@ -157,7 +162,8 @@ def environment(run: Run) -> dict[str, str]:
         "OMP_NUM_THREADS": str(threads),
         "OMP_WAIT_POLICY": "PASSIVE",  # spinning threads of a busy machine wait for each other: up to 6 times slower
         "TOKENIZERS_PARALLELISM": "false",
-        "HF_HUB_OFFLINE": "1",  # a child gets paths of files that are here, never names to fetch
+        # A child gets paths of files that are here, never names to fetch.
+        "HF_HUB_OFFLINE": os.environ.get("HF_HUB_OFFLINE", "0") if network else "1",
         "HF_HUB_DISABLE_TELEMETRY": "1",
         "TRANSFORMERS_VERBOSITY": "error",
     }
@@ -169,12 +175,12 @@ def environment(run: Run) -> dict[str, str]:
     return environment
 
 
-def _stream(command: list[str], work: Path, run: Run) -> tuple[int, list[str]]:
+def _stream(command: list[str], work: Path, run: Run, *, network: bool) -> tuple[int, list[str]]:
     """Run to the end, forwarding lines; return exit code and the last lines of the log."""
     deadline = time.monotonic() + 60 * run.execution.timeout_minutes
     tail: deque[str] = deque(maxlen=5)
     check()
-    process = _start(command, work, run)
+    process = _start(command, work, run, network=network)
     try:
         assert process.stdout is not None
         os.set_blocking(process.stdout.fileno(), False)

@@ -25,6 +25,7 @@ from tasks.core.warm import FORKED, until_forked
 JOBS = (
     "pretrain", "sft", "reward", "dpo", "kto", "orpo", "grpo", "rloo", "ppo", "heads", "merge", "compose",
     "generate", "score", "rewards", "metrics", "suites", "choices", "predict", "profile",
+    "harness", "harness_data",
 )  # fmt: skip
 
 HARMLESS = ("Unsupported layer type .*Norm", "The following (rank|alpha)_pattern keys did not match")
