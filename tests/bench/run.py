@@ -1,6 +1,6 @@
 """`make bench`: how long things take, as seconds and as ratios measured in one run.  Not a test: nothing here is asserted.
 
-python -m tests.bench.run [help] [nothing] [stage] [training] [ppo]      all of them by default
+python -m tests.bench.run [help] [nothing] [stage] [child] [training] [ppo]      all of them by default
 """
 
 import contextlib
@@ -134,6 +134,34 @@ print(json.dumps({{"direct": direct / COUNT, "flow": (ended - started) / COUNT}}
     report("overhead of flow and store per stage", flow - direct, aim=1.0, against=("the function alone", direct))
 
 
+def bench_child(report: Callable[..., None]) -> None:
+    """A child that starts and has nothing to do: forked from a warm process, against one that imports torch itself."""
+    import tasks.core.warm as warm
+    from tasks.core.contract import Execution, Run
+    from tasks.core.errors import AlignError
+    from tasks.core.launch import run_child
+    from tasks.core.spec import Spec
+
+    def seconds(runs: int = 5) -> float:
+        found: list[float] = []
+        for i in range(runs + 1):
+            with tempfile.TemporaryDirectory() as folder:
+                started = time.perf_counter()
+                with contextlib.suppress(AlignError):  # no such job, which is said once everything is imported
+                    run_child(
+                        "nothing", Spec(), {}, Path(folder) / "out", Run(Path(folder), Path(folder), Execution(device="cpu"))
+                    )
+                if i:
+                    found.append(time.perf_counter() - started)
+        return statistics.median(found)
+
+    forked = seconds()
+    [origin] = warm._origins  # pyright: ignore[reportPrivateUsage]
+    origin.end()
+    cold = timed([sys.executable, "-c", "import tasks.training.sft"], dict(os.environ) | {"PYTHONPATH": str(ROOT)})
+    report("start of a stage's child", forked, aim=1.0, against=("an import of torch, transformers, TRL and PEFT", cold))
+
+
 def bench_training(report: Callable[..., None]) -> None:
     """The demo's training stages against one plain TRL script each: same data, same number of steps, whole processes."""
     from flows.loading import load
@@ -194,7 +222,14 @@ def bench_ppo(report: Callable[..., None]) -> None:
         report(what, one, aim=aim * two, against=(against, two), unit=unit)
 
 
-BENCHES = {"help": bench_help, "nothing": bench_nothing, "stage": bench_stage, "training": bench_training, "ppo": bench_ppo}
+BENCHES = {
+    "help": bench_help,
+    "nothing": bench_nothing,
+    "stage": bench_stage,
+    "child": bench_child,
+    "training": bench_training,
+    "ppo": bench_ppo,
+}
 
 
 def main(names: list[str]) -> None:
