@@ -139,8 +139,8 @@ def check_suites(suites: Sequence[SuitePlan | HarnessPlan], gates: Iterable[Gate
             if (asked := gate.metric.rpartition(".")[0]) not in named:
                 task = asked.partition(".")[2]
                 raise ValueError(
-                    f"gate {gate.metric}: evaluation.suites has no lm_eval: {task}"
-                    f"{modules.nearest(asked, list(named))}; add it, or leave the gate out"
+                    f"gate {gate.metric}: evaluation.suites has no lm_eval: {task}; add it, or leave the gate out"
+                    f"{modules.nearest(asked, list(named))}"
                 )
             continue
         entry = next((entry for entry in suites if isinstance(entry, SuitePlan) and entry.name == inside[0]), None)

@@ -28,7 +28,7 @@ from tasks.core.files import write_json
 from tasks.core.spec import to_json
 from tasks.harness import DOCUMENTS, LOCAL, TASK_FILE, HarnessSpec
 from tasks.tables import write_scores
-from tasks.training.batches import rows_at_once
+from tasks.training.batches import rows_at_once, soft_prompt
 from tasks.training.harness_data import built_in, kept_data, load_task
 from tasks.training.models import Loaded, load
 
@@ -112,7 +112,8 @@ def _evaluated(
     np.random.seed(_SEED)
     torch.manual_seed(_SEED)
     drawn = bool((task.config.generation_kwargs or {}).get("do_sample"))
-    rows = 1 if drawn else rows_at_once(run, run.execution.micro_batch or ROWS[loaded.device.type])
+    alone = drawn or soft_prompt(loaded.model)  # else draws, or padding behind a soft prompt, would depend on the batch
+    rows = 1 if alone else rows_at_once(run, run.execution.micro_batch or ROWS[loaded.device.type])
     loaded.model.tie_weights = lambda *_, **__: None  # our loader has tied what is tied; a second time might undo an adapter
     told = logging.getLogger("lm_eval")
     told.setLevel(logging.ERROR)  # it warns of models that are given, not named

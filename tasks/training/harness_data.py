@@ -138,10 +138,10 @@ def _local_data(folder: Path, work: Path) -> Iterator[None]:
     usual = datasets.load_dataset
 
     def load_dataset(path: str, name: str | None = None, **given: Any) -> Any:  # noqa: ANN401
-        if files := given.get("data_files"):
-            given |= {"data_files": _absolute(files, folder), "cache_dir": str(work / "datasets")}
-        if directory := given.get("data_dir"):
-            given["data_dir"] = _absolute(directory, folder)
+        local = {field: _absolute(given[field], folder) for field in ("data_files", "data_dir") if given.get(field)}
+        if any(given[field] != found for field, found in local.items()):
+            given |= {**local, "cache_dir": str(work / "datasets")}
+        _absolute(path, folder)
         return usual(path, name, **given)
 
     with patch("datasets.load_dataset", load_dataset):
@@ -149,10 +149,13 @@ def _local_data(folder: Path, work: Path) -> Iterator[None]:
 
 
 def _absolute(named: Any, folder: Path) -> Any:  # noqa: ANN401  a path, or a list or mapping of some
+    """`named` under `folder` where that is there.  Raises SpecError for what is elsewhere on this machine."""
     if isinstance(named, Mapping):
         return {split: _absolute(files, folder) for split, files in named.items()}
     if isinstance(named, list):
         return [_absolute(file, folder) for file in named]
+    if Path(str(named)).is_absolute():
+        raise SpecError(f"lm-eval: {named} lies outside of the folder of the task, so nobody would see it change; put it there")
     return str(folder / named) if (folder / str(named)).exists() else named
 
 
