@@ -27,12 +27,12 @@ def child(tmp_path, monkeypatch):
     seen: list[Progress] = []
     used: list[Usage] = []
 
-    def start(script: str, **execution: object):
+    def start(script: str, *, network: bool = False, **execution: object):
         path = tmp_path / "script.py"
         path.write_text("import json, os, sys, time\nfrom pathlib import Path\n" + textwrap.dedent(script))
         monkeypatch.setattr(launch, "_command", lambda processes: [sys.executable, str(path)])
         run = Run(tmp_path, tmp_path, Execution(**execution), log.append, seen.append, used=used.append)
-        return launch.run_child("job", Nothing(), {}, tmp_path / "out", run)
+        return launch.run_child("job", Nothing(), {}, tmp_path / "out", run, network=network)
 
     start.log, start.seen, start.used, start.work = log, seen, used, tmp_path
     return start
@@ -52,6 +52,30 @@ def test_returns_metrics_and_streams_log_and_progress(child):
     assert metrics == {"loss": 0.25}
     assert sorted(child.log) == ["bar 2%", "loading", "no newline at the end", "warned"]
     assert child.seen == [Progress(1, 2, {"loss": 0.5})]
+
+
+OFFLINE = """
+    Path("metrics.json").write_text(json.dumps({"offline": os.environ["HF_HUB_OFFLINE"]}))
+    """
+
+
+@pytest.mark.parametrize(("said", "heard"), [(None, "0"), ("1", "1"), ("0", "0")])
+def test_a_child_is_offline_unless_its_stage_is_for_the_network_and_the_user_allows_it(child, monkeypatch, said, heard):
+    monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
+    if said is not None:
+        monkeypatch.setenv("HF_HUB_OFFLINE", said)
+    assert child(OFFLINE) == {"offline": "1"}
+    assert child(OFFLINE, network=True) == {"offline": heard}
+
+
+def test_a_child_that_may_use_the_network_is_no_fork_of_a_process_that_may_not(child, monkeypatch):
+    forked = []
+    monkeypatch.setattr(launch, "fork", lambda work, environment: forked.append(environment["HF_HUB_OFFLINE"]))
+    monkeypatch.setattr(launch, "_JOB", [sys.executable, str(child.work / "script.py")])
+    child(OFFLINE, network=True, device="cpu")
+    assert forked == []
+    child(OFFLINE, device="cpu")
+    assert forked == ["1"]
 
 
 REPORTS = """
