@@ -224,9 +224,9 @@ def _over(run: "FlowRun", store: Store) -> str:
         if run.state.is_failed() and "never resumed" in (run.state.message or ""):
             return f"{run.name}: its time to decide is over; {_AFRESH}"
         return f"{run.name}: it has ended ({state}) and waits for nothing; {_AFRESH}"
-    if state == "Resuming" or (run.state and run.state.is_running()):
-        return f"{run.name}: it is {state}: it does not ask yet, or somebody has just decided"
-    return f"{run.name}: it is {state} and does not ask for a decision"
+    if run.state and run.state.is_paused():
+        return f"{run.name}: it is {state}, and not by a question of ours; it does not ask for a decision"
+    return f"{run.name}: it is {state}: it does not ask yet, or somebody has just decided"
 
 
 _AFRESH = "to decide on what it made, `align approve PLAN` or `align reject PLAN`"

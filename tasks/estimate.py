@@ -16,9 +16,10 @@ from tasks.shapes import Shape, targets, trained
 
 Device = Literal["cpu", "cuda"]
 GB = 1e9
-LIBRARIES: Mapping[Device, int] = {"cpu": 720_000_000, "cuda": 0}
-"""resident bytes of torch, transformers, TRL and PEFT (560 to 640 MB) and of what their first step leaves (80 MB: buffers of
-kernels, arenas of autograd's thread); torch's allocator on a GPU does not see them"""
+LIBRARIES: Mapping[Device, int] = {"cpu": 510_000_000, "cuda": 0}
+"""resident bytes of torch, transformers, TRL and PEFT as a forked child has them, and of what their first step leaves (80 MB:
+buffers of kernels, arenas of autograd's thread); a child that imports for itself maps 200 MB of files more, which the machine
+shares; torch's allocator on a GPU does not see them"""
 HEAD_TOKENS: Mapping[Device, int] = {"cpu": 256, "cuda": 4096}
 """tokens of a tile of the chunked language-model head, see `trl.kernels.chunked_logprob`; 256 is what `fit.cheap_head` sets"""
 HEAD_VOCABULARY = 32768

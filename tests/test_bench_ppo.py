@@ -26,6 +26,7 @@ def test_our_side_takes_its_turn_on_a_tiny_model_with_answers_of_one_length(ppo,
     import tiny
 
     monkeypatch.setenv("ALIGN_MODELS", str(tmp_path / "models"))
+    monkeypatch.setenv("ALIGN_STORE", str(tmp_path / "store"))  # the bench sets it; here it is put back
     source = tiny.write_model(tmp_path / "source")
     load = ppo.Load(rollout=4, prompt=24, answer=6, micro=2, rank=2, iterations=2, turns=1, threads=1)
     lesson = ppo.prepare(PLAN, load, tmp_path / "bench", f"model.base={source}", "execution.device=cpu")

@@ -35,6 +35,7 @@ MET = ["answers-champion", "scores-champion", "metrics-champion"]
 @pytest.fixture(autouse=True)
 def _models(tmp_path, monkeypatch):
     monkeypatch.setenv("ALIGN_MODELS", str(tmp_path / "models"))
+    monkeypatch.setenv("ALIGN_STORE", str(tmp_path / "store"))
 
 
 @pytest.fixture
