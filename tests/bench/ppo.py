@@ -168,15 +168,18 @@ def ours(lesson: Lesson, load: Load, work: Path) -> dict[str, Any]:
 
 
 def _child_seconds() -> float:
-    """Processor time of the training child of this process."""
+    """Processor time of the training child of this process; who it was forked from has done nothing since."""
+    found: list[float] = []
     for stat in Path("/proc").glob("[0-9]*/stat"):
         try:
             fields = stat.read_text().rpartition(")")[2].split()
             if int(fields[1]) == os.getpid() and "tasks.training" in (stat.parent / "cmdline").read_text():
-                return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+                found.append((int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK"))
         except OSError:
             continue
-    raise RuntimeError("the training child is gone")
+    if not found:
+        raise RuntimeError("the training child is gone")
+    return max(found)
 
 
 def theirs(python: Path, lesson: Lesson, load: Load, work: Path) -> dict[str, Any]:
