@@ -17,7 +17,7 @@ from tasks.core.build import Workshop
 from tasks.core.contract import Execution, Run
 from tasks.core.errors import SpecError
 from tasks.core.store import Store
-from tasks.export import Exported, Form, source, vllm_says, write
+from tasks.export import Exported, Form, refuse_taken, source, vllm_says, write
 from tasks.hub import check_push, push
 from tasks.release import RELEASE_FILE
 
@@ -41,6 +41,7 @@ def export(
         raise SpecError("--public: it says who may read what --push sends; name a repository with --push OWNER/NAME")
     if tool and form == "merged":
         raise SpecError(f"--for {tool}: it checks an adapter, and {tool} serves a merged folder as it is; leave one of both out")
+    refuse_taken(folder)
     token = check_push(repo) if repo else ""
     said = Console(stderr=True, highlight=False)
     with tempfile.TemporaryDirectory(prefix="align-export-") as work:

@@ -3,6 +3,8 @@
 `flows.server` starts it.  A report is a file that Prefect's pages may link to, on their own port and through their own tunnel.
 """
 
+import base64
+import hmac
 import re
 import sys
 from pathlib import Path
@@ -30,6 +32,8 @@ def reports(store: Path) -> "Callable[[Request], Awaitable[Response]]":
     from starlette.responses import FileResponse, PlainTextResponse
 
     async def answer(request: "Request") -> "Response":
+        if not _may_read(request.headers.get("Authorization", "")):
+            return PlainTextResponse("a report asks for what the server asks for\n", 401, {"WWW-Authenticate": "Basic"})
         name = str(request.path_params["name"])
         file = store / ".runs" / name
         if re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*\.html", name) and file.is_file():
@@ -37,6 +41,16 @@ def reports(store: Path) -> "Callable[[Request], Awaitable[Response]]":
         return PlainTextResponse(f"no report of this name in {store}; `align report RUN` writes it\n", 404)
 
     return answer
+
+
+def _may_read(given: str) -> bool:
+    """Whether this `Authorization` opens the server; Prefect itself asks for it before its API alone."""
+    from prefect.settings import PREFECT_SERVER_API_AUTH_STRING
+
+    if not (wanted := PREFECT_SERVER_API_AUTH_STRING.value()):
+        return True
+    expected = base64.b64encode(wanted.encode()).decode()
+    return hmac.compare_digest(given.encode(), f"Basic {expected}".encode())
 
 
 def main(store: Path, port: int) -> None:

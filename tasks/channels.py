@@ -56,7 +56,8 @@ class _Channel(BaseModel):
 def promote(store: Store, channel: str, release: Artifact, *, why: str = "", by: str = "", again: bool = False) -> bool:
     """Point `channel` to `release`; return whether it moved.
 
-    A release that is in the history already moves nothing, so that a rerun never brings back what was rolled back; `again` does.
+    A release that is in the history already moves nothing, nor does another release of a policy that was rolled back: a rerun
+    never brings back what a person took out; `again` does.
     Raises GateError, unless `again`, if it was judged against a champion that the channel has left since, and DataError if the
     release, or the policy it is about, is damaged or gone.
     """
@@ -68,6 +69,8 @@ def promote(store: Store, channel: str, release: Artifact, *, why: str = "", by:
             return False
         released_policy(store, release)
         if not again:
+            if _record(release)["policy"]["digest"] in _taken_back(store, known):
+                return False
             _refuse_unmet(store, known, release)
         _write(store, known, _move("promote", release, why, by))
     return True
@@ -160,12 +163,35 @@ def _refuse_unmet(store: Store, known: _Channel, release: Artifact) -> None:
         )
 
 
+def _taken_back(store: Store, known: _Channel) -> set[str]:
+    """Digests of the policies that were rolled back and not brought back since."""
+    standing: list[str] = []
+    gone: set[str] = set()
+    for move in known.history:
+        if move.action == "promote":
+            standing.append(move.release)
+            gone -= _policy_of(store, move.release)
+        else:
+            gone |= _policy_of(store, standing.pop())
+    return gone
+
+
+def _policy_of(store: Store, key: str) -> set[str]:
+    release = store.find("release", key)
+    return {_record(release)["policy"]["digest"]} if release else set()
+
+
 def _named(key: str | None) -> str:
     return f"release {key[:12]}" if key else "no champion"
 
 
 def _record(release: Artifact) -> Any:  # noqa: ANN401
-    return json.loads((release.path / "release.json").read_text(encoding="utf-8"))
+    try:
+        return json.loads((release.path / "release.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise DataError(
+            f"release {release.key[:12]}: release.json is not readable ({error}); `align rerun release PLAN` builds it again"
+        ) from error
 
 
 def _move(action: Literal["promote", "rollback"], release: Artifact, why: str, by: str) -> Move:

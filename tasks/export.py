@@ -6,6 +6,7 @@ No path of this machine gets into it, `SHA256SUMS` names every file, and it appe
 import json
 import re
 import shutil
+import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, cast
@@ -161,17 +162,27 @@ def vllm_says(given: Source) -> VllmLora:
 
 def write(given: Source, release: Artifact, folder: Path) -> Exported:
     """Write `given` to `folder`, which must be new or empty; where that fails, nothing is left."""
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise SpecError(f"{folder}: is there already and not empty; name a new folder")
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    draft = folder.with_name(f".{folder.name}.draft")
-    remove(draft)
+    refuse_taken(folder)
+    there = folder.is_dir()  # it may be a mounted volume or where the shell stands: it stays, and is filled
+    where = folder.resolve() if there else folder.absolute().parent
+    where.mkdir(parents=True, exist_ok=True)
+    draft = Path(tempfile.mkdtemp(prefix=".export-", dir=where))
     try:
-        exported = _fill(given, release, draft, folder)
-        draft.rename(folder)
+        exported = _fill(given, release, draft / "out", folder)
+        if there:
+            for entry in sorted((draft / "out").iterdir(), key=lambda entry: entry.name == SUMS):
+                entry.rename(where / entry.name)
+        else:
+            (draft / "out").rename(folder)
     finally:
         remove(draft)
     return exported
+
+
+def refuse_taken(folder: Path) -> None:
+    """Raise SpecError unless `folder` is new or empty."""
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise SpecError(f"{folder}: is there already and not empty; name a new folder")
 
 
 def _fill(given: Source, release: Artifact, draft: Path, folder: Path) -> Exported:

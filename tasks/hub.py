@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from tasks.core.errors import AlignError, MachineError, SpecError
 from tasks.core.secrets import redact
+from tasks.export import SUMS
 
 if TYPE_CHECKING:
     from huggingface_hub import HfApi
@@ -42,8 +43,9 @@ def check_push(repo: str) -> str:
 def push(folder: Path, repo: str, token: str, *, public: bool, message: str) -> str:
     """Make `repo` hold what `folder` holds, by one commit called `message`; return the commit's address.
 
-    A new repository is private unless `public`; one that is public already is refused without it.  Raises SpecError where the
-    hub refuses the token, and MachineError where it cannot be reached or holds something else afterwards.
+    A new repository is private unless `public`; one that is public already is refused without it, and one that holds what no
+    export put there in any case.  Raises SpecError for these and where the hub refuses the token, MachineError where it cannot
+    be reached or holds something else afterwards.
     """
     from huggingface_hub import HfApi
 
@@ -52,6 +54,11 @@ def push(folder: Path, repo: str, token: str, *, public: bool, message: str) -> 
         api.create_repo(repo, private=not public, exist_ok=True)
         if not public and not api.model_info(repo).private:
             raise SpecError(f"--push {repo}: it is there already and everybody can read it; --public says that you mean that")
+        if foreign := _not_ours(api, repo):
+            raise SpecError(
+                f"--push {repo}: it holds what no `align export` put there ({', '.join(foreign[:3])}), which a push replaces; "
+                "name a new repository"
+            )
         done = api.upload_folder(repo_id=repo, folder_path=folder, commit_message=message, delete_patterns="*")
         if wrong := _differing(api, repo, done.oid, folder):
             raise MachineError(
@@ -85,6 +92,12 @@ def _said(folder: Path, repo: str, token: str) -> Generator[None]:
 
 def _again(folder: Path, repo: str) -> str:
     return f"{folder} is whole, `hf upload {repo} {folder} .` sends it"
+
+
+def _not_ours(api: "HfApi", repo: str) -> list[str]:
+    """Names of files that are there, if no export left its list of checksums beside them."""
+    there = [name for name in api.list_repo_files(repo) if name != ".gitattributes"]
+    return [] if SUMS in there else there
 
 
 def _differing(api: "HfApi", repo: str, commit: str, folder: Path) -> list[str]:

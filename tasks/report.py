@@ -66,7 +66,7 @@ def page(facts: Facts) -> str:
         "challenge": verdict and challenge(verdict), "notes": verdict and words.notes(verdict),
         "also": words.measured(verdict, suites=False) if verdict else [],
         "suites": words.measured(verdict, suites=True) if verdict else [], "pages": _pages(facts), "changes": facts.changes,
-        "before": facts.before, "samples": facts.samples,
+        "before": facts.before, "stood": facts.stood, "samples": facts.samples,
         "trainings": [_training(step) for step in facts.trained[:_MOST_TRAININGS]],
         "untold": len(facts.trained[_MOST_TRAININGS:]), "funnels": words.funnels(facts),
         "trained_rows": words.trained_rows(facts), "health": _health(facts), "costs": lines, "totals": totals,

@@ -92,7 +92,11 @@ class Facts:
     release_key: str | None
     changes: Changes | None
     before: str | None
-    """key of the release that the channel pointed to before; None where that was nothing"""
+    """key of the release that this run's is compared with: the champion it met, or what the channel pointed to when it began"""
+    stood: bool
+    """whether the channel pointed to this very release when the run began"""
+    points_to: str | None
+    """key of the release that the channel pointed to when this run ended"""
     samples: Samples | None
     funnels: tuple[Funnel, ...]
     traces: tuple[Trace, ...]
@@ -127,11 +131,15 @@ def gather(store: Store, record: Mapping[str, Any]) -> Facts:
     found = {step.name: step.artifact for step in steps if step.artifact}
     verdict = _read(found.get("verdict"), VERDICT_FILE)
     release = _read(found.get("release"), RELEASE_FILE)
-    before = _before(store, record, found.get("release"), verdict)
+    own = found["release"].key if "release" in found else None
+    pointed = _pointed_to(store, record, record["started"])
+    stood = pointed is not None and pointed == own
+    met: Any = verdict.get("champion") if verdict else None
+    before: str | None = str(met["release"]) if met else None if stood else pointed
     former = _read(_opened(store, before and f"release/{before}"), RELEASE_FILE)
     return Facts(
         record=record, steps=steps, verdict=verdict, release=release,
-        release_key=found["release"].key if "release" in found else None,
+        release_key=own, stood=stood, points_to=_pointed_to(store, record, record.get("finished") or "9"),
         changes=_changed(before, former, release, found, artifacts, named), before=before,
         samples=_samples(verdict, found, artifacts),
         funnels=tuple(funnel for step in steps if (funnel := _funnel(step))), traces=tuple(traces),
@@ -193,15 +201,13 @@ def _judged(found: Mapping[str, Artifact], artifacts: Iterable[Artifact]) -> dic
     return folders | answers
 
 
-def _before(store: Store, record: Mapping[str, Any], own: Artifact | None, verdict: Mapping[str, Any] | None) -> str | None:
-    """Key of the release that the channel pointed to before this run."""
+def _pointed_to(store: Store, record: Mapping[str, Any], until: str) -> str | None:
+    """Key of the release that the plan's channel pointed to at the time `until`."""
     plan = record["plan"]
     if record.get("flow", "align") != "align" or not plan.get("release"):
         return None
-    if verdict and (met := verdict.get("champion")):
-        return met["release"]
-    moves = [move for move in history(store, plan["release"]["channel"]) if move["when"] <= record["started"]]
-    return moves[-1]["release"] if moves and not (own and own.key == moves[-1]["release"]) else None
+    moves = [move for move in history(store, plan["release"]["channel"]) if move["when"] <= until]
+    return moves[-1]["release"] if moves else None
 
 
 def _changed(

@@ -39,7 +39,14 @@ def outcome(facts: Facts) -> Outcome:
     if facts.channel and status == "completed" and facts.release and verdict:
         approval: Any = facts.release.get("approval")
         approved = (f"Approved by {approval['by']} on {when(approval['when'])}: {approval['why']}",) if approval else ()
-        where = f"{facts.channel} points to release {(facts.release_key or '')[:12]}"
+        key = facts.release_key or ""
+        if facts.points_to != key:  # rolled back before, or overtaken by another
+            now = f"release {facts.points_to[:12]}" if facts.points_to else "nothing"
+            where = f"Release {key[:12]} is there, and {facts.channel} points to {now}: this run did not move it"
+            return Outcome(
+                tone, "Released, not in its channel", f"{where}. {counted(verdict)}. {_numbers(verdict, 'pass')}", approved
+            )
+        where = f"{facts.channel} points to release {key[:12]}"
         return Outcome(tone, "Released", f"{where}: {counted(verdict)}. {_numbers(verdict, 'pass')}", approved)
     if verdict and tone == "review":
         word = "Waits for a person" if status == "suspended" else "A person must decide"

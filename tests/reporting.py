@@ -1,12 +1,14 @@
 """A store with one recorded run of stand-in stages, small and complete, for tests of its report."""
 
 import json
+from unittest import mock
 
 from releasing import DPO, SFT
 from scoring import rows, write
 
 from evals.gates import Gate
-from tasks.channels import promote
+from tasks import channels
+from tasks.channels import Move, promote
 from tasks.core.build import Workshop
 from tasks.core.contract import Stage, Usage
 from tasks.core.spec import Spec
@@ -74,6 +76,11 @@ def _scores(good, finished=1.0):
     return Stage("scores", 1, "scores", score)
 
 
+def _moved_then(action, release, why, by):
+    """A move while the recorded run was running."""
+    return Move(action=action, when="2026-01-02T03:20:00+00:00", release=release.key, digest=release.digest, why=why, by=by)
+
+
 def run(folder, *, status="completed", text="Say <hello>.", release=True, finished=1.0, error=None, failed=()):
     """(store, record) of a run; `failed` stages have no artifact, and what came after them has not begun."""
     from tasks.core.store import Store
@@ -109,7 +116,8 @@ def run(folder, *, status="completed", text="Say <hello>.", release=True, finish
         answers = {f"answers_{who}": f"answers-{who}" for who in ("candidate", "parent")}
         build("release", RELEASE, ReleaseSpec(name="demo"), inputs | answers)
         if made["release"]:
-            promote(store, "champion", made["release"])
+            with mock.patch.object(channels, "_move", _moved_then):
+                promote(store, "champion", made["release"])
     broken = next((list(made).index(name) for name in made if name in failed), len(made))
     steps = {}
     for number, (name, artifact) in enumerate(made.items(), start=1):

@@ -16,6 +16,7 @@ def folder(tmp_path):
     (out / "README.md").write_text("---\nlicense: mit\n---\n# A card\n")
     (out / "model.safetensors").write_bytes(bytes(range(256)) * 4000)
     (out / "base" / "model.safetensors").write_bytes(b"other weights")
+    (out / "SHA256SUMS").write_text("")
     return out
 
 
@@ -47,6 +48,16 @@ def test_the_next_release_replaces_the_files_and_what_it_lacks_goes(hub, folder)
     sent(folder, message="Release 77c0de: pass")
     repo = hub.repos["ana/poet"]
     assert (repo["commits"], repo["files"]) == (["Release 3f2a91: pass", "Release 77c0de: pass"], content(folder))
+
+
+def test_what_no_export_put_there_is_never_replaced(hub, folder):  # noqa: F811
+    files = {".gitattributes": b"", "model.gguf": b"by hand", "README.md": b"by hand"}
+    hub.repos["ana/poet"] = {"private": True, "files": dict(files), "commits": []}
+    with pytest.raises(
+        SpecError, match=r"it holds what no `align export` put there \(model.gguf, README.md\).*name a new repository"
+    ):
+        sent(folder)
+    assert hub.repos["ana/poet"] == {"private": True, "files": files, "commits": []}
 
 
 def test_a_repository_is_open_only_where_that_is_said(hub, folder):  # noqa: F811

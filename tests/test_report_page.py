@@ -148,6 +148,17 @@ def test_the_next_release_is_compared_with_the_one_before(tmp_path):
     assert facts.changes.since == facts.before
 
 
+def test_a_run_with_nothing_new_and_one_that_did_not_move_the_channel_say_so(tmp_path):
+    store, record = run(tmp_path)
+    night = record | {"started": "2026-01-03T03:00:00+00:00", "finished": "2026-01-03T03:00:09+00:00"}
+    assert "champion pointed to this very release already" in shown(report(store, night))
+    assert outcome(gather(store, night)).word == "Released"
+    early = record | {"finished": "2026-01-02T03:10:00+00:00"}  # before the channel moved
+    found = outcome(gather(store, early))
+    assert found.word == "Released, not in its channel"
+    assert "and champion points to nothing: this run did not move it" in found.sentence
+
+
 def test_a_run_of_another_flow_has_the_parts_it_has(tmp_path):
     store, record = run(tmp_path)
     record |= {"flow": "search", "plan": {"name": "demo"}}

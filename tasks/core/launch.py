@@ -143,7 +143,7 @@ def _start(command: list[str], work: Path, run: Run, *, network: bool) -> "subpr
 
 
 def _gpus() -> bool:
-    return any(Path("/dev").glob("nvidia[0-9]*")) or Path("/dev/kfd").exists()
+    return any(Path("/dev").glob("nvidia[0-9]*")) or any(map(os.path.exists, ("/dev/kfd", "/dev/dxg")))
 
 
 def _command(processes: int) -> list[str]:

@@ -150,6 +150,18 @@ def test_rolled_back_it_hears_the_same_verdict_and_does_not_come_back(tmp_path, 
     assert channel(build.workshop.store, "champion") == first.key
 
 
+def test_rolled_back_it_does_not_come_back_as_another_release_that_met_another_champion(tmp_path, build):
+    store = build.workshop.store
+    run(plan(tmp_path), build)
+    better = run(plan(tmp_path, 0.2), build)
+    rollback(store, "champion", why="harmful answers")
+    stands = run(plan(tmp_path, 0.15), build)
+    same = run(plan(tmp_path, 0.2), build)  # it passes against what stands now, so it is another release of the same policy
+    assert same.key != better.key
+    assert channel(store, "champion") == stands.key
+    assert promote(store, "champion", same, again=True)  # a person may
+
+
 def test_superseded_it_meets_what_stands_now(tmp_path, build):
     old = plan(tmp_path)
     run(old, build)

@@ -1,5 +1,6 @@
 """`align report` and the report that every run leaves, however it ends."""
 
+import base64
 import json
 import shutil
 from dataclasses import replace
@@ -61,14 +62,22 @@ def test_the_server_shows_reports_and_no_other_file(recorded, event_loop_run):
     write(store, record)
     answer = reports(store.root)
 
-    def get(name):
-        return event_loop_run(answer(SimpleNamespace(path_params={"name": name})))
+    def get(name, **headers):
+        return event_loop_run(answer(SimpleNamespace(path_params={"name": name}, headers=headers)))
 
     shown = get(f"{record['run']}.html")
     assert shown.status_code == 200
     assert shown.headers["content-security-policy"].startswith("default-src 'none'")
     for name in (f"{record['run']}.json", "../x.html", "nothing.html", ".html"):
         assert get(name).status_code == 404
+
+    from prefect.settings import PREFECT_SERVER_API_AUTH_STRING, temporary_settings
+
+    with temporary_settings({PREFECT_SERVER_API_AUTH_STRING: "ana:secret"}):  # Prefect asks for it before its API alone
+        assert get(f"{record['run']}.html").status_code == 401
+        wrong, right = (f"Basic {base64.b64encode(text).decode()}" for text in (b"ana:guess", b"ana:secret"))
+        assert get(f"{record['run']}.html", Authorization=wrong).status_code == 401
+        assert get(f"{record['run']}.html", Authorization=right).status_code == 200
 
 
 @pytest.fixture

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import shutil
+from pathlib import Path
 
 import pytest
 import tiny
@@ -255,6 +256,20 @@ def test_a_folder_that_holds_something_is_refused_and_a_failed_export_leaves_not
     with pytest.raises(OSError, match="No space left"):
         export(bench.store, "champion", tmp_path / "out")
     assert sorted(tmp_path.iterdir()) == before
+
+
+def test_the_folder_where_one_stands_is_filled_and_stays_and_a_neighbour_is_left_alone(
+    bench, sft_policies, tmp_path, monkeypatch
+):
+    bench(sft_policies("lora"))
+    here, other = tmp_path / "here", tmp_path / ".here.draft"
+    here.mkdir()
+    other.mkdir()
+    monkeypatch.chdir(here)
+    export(bench.store, "champion", Path())
+    assert {"README.md", "SHA256SUMS", "adapter_config.json"} <= {path.name for path in here.iterdir()}
+    assert not [path for path in here.iterdir() if path.name.startswith(".")]
+    assert other.is_dir()
 
 
 def test_asked_for_vllm_what_it_would_not_serve_is_an_error(bench, sft_policies, tmp_path):
