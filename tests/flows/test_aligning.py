@@ -73,8 +73,8 @@ def test_without_a_look_at_held_out_pairs_they_are_no_input_of_ppo():
 def test_the_plans_that_ship_share_what_comes_before_with_the_demo(plan):
     demo, other = load(DEMO), load(PLANS / f"{plan}.yaml")
     assert other.data == demo.data
-    assert other.evaluation == demo.evaluation
-    if plan == "ppo-lora":
+    assert other.evaluation.scores == demo.evaluation.scores
+    if plan == "ppo-lora":  # nothing of these is trained again in a store that has the demo
         assert (other.sft, other.reward) == (demo.sft, demo.reward)
 
 
