@@ -19,14 +19,18 @@ def until(what, seconds, poll=0.5):
 
 @contextmanager
 def worker(smoke):
-    """`align worker` as a process; ended politely."""
+    """`align worker` as a process; ended politely.  What it logged is shown where the test fails."""
     command = [sys.executable, "-m", "flows.cli", "worker"]
-    with (smoke.folder / "worker.log").open("a") as log:
+    path = smoke.folder / "worker.log"
+    with path.open("a") as log:
         process = subprocess.Popen(
             command, cwd=smoke.folder, env=smoke.environment | {"PYTHONPATH": str(ROOT)}, stdout=log, stderr=log
         )
     try:
         yield process
+    except BaseException:
+        print("".join(path.read_text().splitlines(keepends=True)[-100:]))
+        raise
     finally:
         process.terminate()
         process.wait(30)
