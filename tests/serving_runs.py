@@ -28,8 +28,8 @@ def worker(smoke):
         )
     try:
         yield process
-    except BaseException:
-        print("".join(path.read_text().splitlines(keepends=True)[-100:]))
+    except BaseException as error:
+        error.add_note("".join(path.read_text().splitlines(keepends=True)[-100:]))
         raise
     finally:
         process.terminate()
