@@ -53,4 +53,4 @@ def prefect_server(tmp_path_factory, free_port):
         time.sleep(0.2)
     yield f"http://127.0.0.1:{port}/api"
     process.terminate()
-    process.wait(30)
+    process.wait(60)

@@ -33,7 +33,7 @@ def worker(smoke):
         raise
     finally:
         process.terminate()
-        process.wait(30)
+        process.wait(60)
 
 
 def task_states(client, run):

@@ -407,7 +407,7 @@ def test_two_processes_at_once_leave_a_whole_history(tmp_path, build, gates, end
         process.start()
     for process in processes:
         process.join()
-    assert sorted(codes.get(timeout=10) for _ in both) == ends
+    assert sorted(codes.get(timeout=60) for _ in both) == ends
     assert [action for action, _ in moves(build)] == ["promote"] * (1 + ends.count("landed"))
     assert moves(build)[0][1] == first.key
     assert len({key for _, key in moves(build)}) == len(moves(build))

@@ -57,7 +57,7 @@ def test_a_schedule_fires_and_the_worker_runs_it_from_the_store(smoke, client):
         with worker(smoke) as process:
             run = until(lambda: next((run for run in runs(client, deployment) if run.state.is_final()), None), 150)
             process.send_signal(signal.SIGINT)
-            process.wait(30)
+            process.wait(60)
     finally:
         client.delete_deployment(deployment.id)
     assert run.state.name == "Completed", (smoke.folder / "worker.log").read_text()
@@ -105,16 +105,16 @@ def test_a_cancelled_run_and_a_stopped_or_killed_worker_leave_no_child_and_no_ru
         with worker(smoke) as process:
             run = training()
             client.set_flow_run_state(run.id, Cancelling())
-            until(lambda: not children(smoke.store), 20)
-            until(lambda: client.read_flow_run(run.id).state.is_final(), 20)
+            until(lambda: not children(smoke.store), 60)
+            until(lambda: client.read_flow_run(run.id).state.is_final(), 60)
             assert client.read_flow_run(run.id).state.name == "Cancelled"
             assert record(smoke, run)["status"] == "interrupted"
-            assert until(lambda: "Running" not in task_states(client, run).values(), 10)
+            assert until(lambda: "Running" not in task_states(client, run).values(), 60)
 
         with worker(smoke) as process:
             run = training()
             process.terminate()
-            assert process.wait(20) == 0
+            assert process.wait(60) == 0
             assert children(smoke.store) == []
             assert client.read_flow_run(run.id).state.name == "Crashed"
             assert not {"Running", "Pending"} & set(task_states(client, run).values())
@@ -123,10 +123,10 @@ def test_a_cancelled_run_and_a_stopped_or_killed_worker_leave_no_child_and_no_ru
         with worker(smoke) as process:
             run = training()
             process.kill()
-            until(lambda: not children(smoke.store), 10)
-            until(lambda: client.read_flow_run(run.id).state.is_final(), 20)
+            until(lambda: not children(smoke.store), 60)
+            until(lambda: client.read_flow_run(run.id).state.is_final(), 60)
             assert client.read_flow_run(run.id).state.name == "Crashed"
-            assert until(lambda: record(smoke, run)["status"] == "interrupted", 10)
+            assert until(lambda: record(smoke, run)["status"] == "interrupted", 60)
             smoke.align("deploy", "plan.yaml")  # what the dying flow could not tell the server, the next command does
             assert not {"Running", "Pending"} & set(task_states(client, run).values())
             assert list((smoke.store / ".runs").glob("*.lock")) == []

@@ -50,7 +50,7 @@ def ui(home, port, *arguments, **more):
         yield process, log
     finally:
         process.terminate()
-        process.wait(30)
+        process.wait(60)
 
 
 def server_of(home):
@@ -107,11 +107,11 @@ def test_a_killed_parent_takes_it_along_and_ctrl_c_ends_it(tmp_path, free_port):
     with ui(tmp_path, port) as (process, _):
         server = server_of(tmp_path)
         process.kill()
-        until(lambda: not alive(server), 10)
+        until(lambda: not alive(server), 60)
     with ui(tmp_path, port) as (process, _):
         server = server_of(tmp_path)
         process.send_signal(signal.SIGINT)
-        assert process.wait(30) == 0
+        assert process.wait(60) == 0
         assert not alive(server)
 
 
