@@ -12,7 +12,7 @@ from rich.text import Text
 from flows.console import out
 from flows.execute import watched
 from flows.inspect import echo_json
-from flows.plan import Part, StorePlan, models_folder
+from flows.plan_parts import Part, StorePlan, models_folder
 from tasks.adapters import Adapter, adapters
 from tasks.channels import channel, released_policy
 from tasks.compose import COMPOSE, PART, ComposeSpec, check_parts

@@ -18,7 +18,7 @@ from rich.text import Text
 
 from flows.adapters import policy_named
 from flows.console import duration
-from flows.plan import models_folder
+from flows.plan_parts import models_folder
 from tasks.adapters import policies
 from tasks.base import base_request, bring_bases, build_base
 from tasks.core.contract import Execution, Run

@@ -5,7 +5,7 @@ from typing import Annotated, Any
 
 from pydantic import Field, NonNegativeInt, ValidationError, model_validator
 
-from flows.plan import Curated, ModelPlan, Part, StorePlan, models_folder
+from flows.plan_parts import Curated, ModelPlan, Part, StorePlan, models_folder
 from tasks.chain import check_follow, check_model
 from tasks.compose import ADDS, ComposeSpec
 from tasks.continual import ForgettingSpec, ReplaySpec

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 from flows.console import out
-from flows.plan import SchedulePlan, as_json
+from flows.plan_parts import SchedulePlan, as_json
 from flows.reap import reap
 from flows.server import prepare, shown
 from flows.task_pipeline import load

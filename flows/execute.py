@@ -4,7 +4,7 @@ import os
 import signal
 import time
 from collections.abc import Callable, Generator, Iterable, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 
 from rich.console import Console
@@ -15,11 +15,11 @@ from flows.console import Watch, duration, me, out
 from flows.consult import Consulted, Undecided
 from flows.explain import Explain, Step
 from flows.inspect import print_verdict, read_verdict
-from flows.plan import Asked
+from flows.plan_parts import Asked
 from flows.server import prepare, shown, temporary
 from flows.task_pipeline import AnyPlan, load, pipeline
 from tasks.channels import channel, promote, standing
-from tasks.core.errors import GateError, SpecError
+from tasks.core.errors import AlignError, GateError, SpecError
 from tasks.core.store import Artifact
 from tasks.judging import JUDGING
 from tasks.pairwise import PAIRWISE
@@ -92,8 +92,9 @@ def run_flow(plan: AnyPlan, stage: str | None, *, console: Console) -> None:
     """Run the plan as a Prefect flow in this process, shown on `console`."""
 
     def judged() -> None:
-        if verdict := look(plan)["verdict"].artifact:
-            print_verdict(console, verdict)
+        with suppress(AlignError):  # a plan that cannot be looked up has said why already
+            if verdict := look(plan)["verdict"].artifact:
+                print_verdict(console, verdict)
 
     with watched(plan, console, judged):
         from flows.align import align

@@ -11,7 +11,7 @@ from rich.text import Text
 from evals.report import headline
 from flows.console import out
 from flows.inspect import echo_json, release_named
-from flows.plan import models_folder
+from flows.plan_parts import models_folder
 from tasks.channels import released_policy
 from tasks.core.build import Workshop
 from tasks.core.contract import Execution, Run

@@ -140,7 +140,7 @@ def doctor(*, json_output: bool) -> None:
     import platform
     from importlib.metadata import PackageNotFoundError, version
 
-    from flows.plan import models_folder
+    from flows.plan_parts import models_folder
     from flows.server import running
     from flows.server import shown as shown_url
 

@@ -11,7 +11,8 @@ import yaml
 from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
-from flows.plan import Part, Plan
+from flows.plan import Plan
+from flows.plan_parts import Part
 from tasks.algorithms import named
 from tasks.core.errors import SpecError
 

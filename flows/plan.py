@@ -1,91 +1,42 @@
 # pyright: basic
-"""The plan: one closed YAML file, everything that is asked for.  Loading says in one sentence what is wrong with it."""
+"""The plan: one closed YAML file, everything that is asked for, and what in it is refused before anything is built.
 
-import json
-import os
-from collections.abc import Generator, Mapping
-from contextlib import contextmanager
+Parts that plans of other kinds have too are in `flows.plan_parts`.
+"""
+
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Generic, Protocol, TypeVar
+from typing import Annotated
 
-from pydantic import BaseModel, ConfigDict, Discriminator, Field, PositiveFloat, Tag, model_validator
+from pydantic import Discriminator, Field, Tag, model_validator
 
 from evals import modules
 from evals.estimates import metric
 from evals.gates import Gate
 from evals.scores import SUBJECTS
 from flows.compare_plan import ComparePlan
+from flows.plan_parts import Curated, ModelPlan, Part, ReleasePlan, SchedulePlan, StorePlan, at, models_folder
 from flows.search_plan import SearchPlan
 from flows.suite_plan import SuiteEntry, check_suites
 from tasks.algorithms import ALGORITHMS, PolicySpec
-from tasks.base import BaseSpec, base_request
 from tasks.chain import check_follow, check_merge, check_model, merges
 from tasks.core.build import Workshop
 from tasks.core.contract import Execution
-from tasks.core.errors import SpecError
-from tasks.core.spec import Json
 from tasks.core.store import Store
-from tasks.curate import FeedbackSpec, InstructionsSpec, LabelledSpec, PreferencesSpec, PromptsSpec, TextsSpec
+from tasks.curate import FeedbackSpec, InstructionsSpec, PreferencesSpec, PromptsSpec, TextsSpec
 from tasks.generate import AnswersSpec
 from tasks.health import HealthSpec
 from tasks.judge import VerdictSpec, judged_by
 from tasks.measure import MetricsSpec, RewardsSpec, ScoresSpec
 from tasks.merge import MergeSpec
 from tasks.methods import check_stage
-from tasks.reading.spec import SourceEntry
 from tasks.release import ReleaseSpec
-from tasks.review import Approval
 from tasks.reward_model import RewardModelSpec, reward_request
 from tasks.rewarding import wants_model, wants_references
-from tasks.smollm import NAME as EMBEDDED
 from tasks.train import PretrainSpec, RewardSpec, SftSpec
 
 _REWARDS = ("reward", "chosen_reward", "rejected_reward")
 _PAIRS = ("chosen_logp", "rejected_logp", "chosen_longer")
-
-
-class Part(BaseModel):
-    """A part of the plan that may hold locations beside specs: closed and frozen, never hashed as a whole."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
-
-
-@contextmanager
-def _at(where: str) -> Generator[None]:
-    """Say where in the plan something is refused, in the form that pydantic hears."""
-    try:
-        yield
-    except (SpecError, ValueError) as error:
-        raise ValueError(f"{where}: {error}") from error
-
-
-class ModelPlan(Part):
-    """The model everything starts from."""
-
-    base: str
-    """`smollm2-135m-instruct`, a local folder, or a hub id such as `org/name`"""
-    revision: str | None = None
-    """40-hex commit of a hub id"""
-
-    def spec(self) -> BaseSpec:
-        """What decides the base model."""
-        return base_request(self.base, self.revision, Path())[0]
-
-    def files(self) -> dict[str, Path]:
-        """The local folder, if that is what `base` names."""
-        return base_request(self.base, self.revision, Path())[1]
-
-    def config(self) -> dict[str, Any] | None:
-        """The model's config.json where it is at hand before anything is downloaded."""
-        if self.base == EMBEDDED:
-            return {"model_type": "llama"}
-        path = Path(self.base) / "config.json"
-        return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
-
-    @model_validator(mode="after")
-    def _pinned(self) -> "ModelPlan":
-        self.spec()  # refuses a hub id without a commit
-        return self
 
 
 class RewardModelPlan(Part):
@@ -106,7 +57,7 @@ class RewardModelPlan(Part):
 
     @model_validator(mode="after")
     def _pinned(self) -> "RewardModelPlan":
-        with _at("pretrained"):
+        with at("pretrained"):
             self.spec()
         return self
 
@@ -120,35 +71,6 @@ def _origin(given: object) -> str:
 RewardPlan = Annotated[
     Annotated[RewardSpec, Tag("RewardSpec")] | Annotated[RewardModelPlan, Tag("RewardModelPlan")], Discriminator(_origin)
 ]
-S = TypeVar("S", InstructionsSpec, PreferencesSpec, FeedbackSpec, PromptsSpec, TextsSpec, LabelledSpec)
-
-
-class Curated(Part, Generic[S]):
-    """Sources and the rules for their rows."""
-
-    rules: S
-    paths: dict[str, Path]
-    """input name -> file or folder; the name is the place of the source in the list, `<place>.images` its folder of images"""
-
-    @model_validator(mode="before")
-    @classmethod
-    def _split(cls, raw: object) -> object:
-        """Take the location out of each source: it says where the rows are, not which."""
-        if not isinstance(raw, Mapping) or "rules" in raw:
-            return raw
-        entries = [SourceEntry.model_validate(entry) for entry in raw.get("sources", ())]
-        sources = [entry.identity().model_dump() for entry in entries]
-        paths = {str(i): entry.path for i, entry in enumerate(entries) if entry.path}
-        paths |= {f"{i}.images": entry.images for i, entry in enumerate(entries) if entry.images}
-        return {"rules": {**raw, "sources": sources}, "paths": paths}
-
-    def spec(self) -> S:
-        """What decides the rows that are kept."""
-        return self.rules
-
-    def files(self) -> dict[str, Path]:
-        """Where the rows are."""
-        return self.paths
 
 
 class DataPlan(Part):
@@ -185,46 +107,6 @@ class EvaluationPlan(Part):
         if self.answers.samples > 1:
             raise ValueError(f"answers.samples {self.answers.samples}: what is measured is one answer a prompt; leave it out")
         return self
-
-
-class ReleasePlan(Part):
-    """Where a model that passed is announced."""
-
-    channel: str = Field(default="champion", pattern=r"^[a-z0-9][a-z0-9._-]*$")
-    summary: str = ""
-    """what the model is for, for its card"""
-    license: str | None = None
-    """licence of the released model, as a Hugging Face identifier such as apache-2.0"""
-    base_model: str | None = None
-    """hub id of the base, for its card; default: the base's own name"""
-    datasets: tuple[str, ...] = ()
-    """hub ids of the data sets, for its card"""
-    languages: tuple[str, ...] = ()
-    """ISO 639 codes such as en, zh"""
-    tags: tuple[str, ...] = ()
-    """for the card, beside the ones that follow from how it was made"""
-    limits: tuple[str, ...] = ()
-    """known limits, a sentence each"""
-    approval: Approval = "review"
-    """whether a person must approve where the gates leave it open (`review`), or `always`"""
-    review_days: PositiveFloat = 7
-    """for a person to decide; later, the release counts as rejected"""
-
-
-class SchedulePlan(Part):
-    """When the plan runs by itself, once `align deploy` registered it."""
-
-    cron: str
-    timezone: str = "UTC"
-
-
-class StorePlan(Part):
-    """Where artifacts are kept."""
-
-    root: Path = Path("store")
-    """local store, relative to the working directory; ALIGN_STORE overrides it"""
-    remote: str | None = None
-    """any fsspec URL that several machines share, for example s3://bucket/align"""
 
 
 class Plan(Part):
@@ -265,10 +147,10 @@ class Plan(Part):
         later = (("reward", self.trained_reward), ("policy", self.policy))
         steps = [(where, self.sft, after) for where, after in later if after]
         for where, before, after in [("sft", self.pretrain, self.sft), *steps] if self.pretrain else steps:
-            with _at(where):
+            with at(where):
                 check_follow(before.method, after.method, self.model.config())
         if self.merge:
-            with _at("merge"):
+            with at("merge"):
                 check_merge((self.policy or self.sft).method, config=self.model.config())
         return self
 
@@ -311,7 +193,7 @@ class Plan(Part):
         stages = (("pretrain", self.pretrain), ("sft", self.sft), *later)
         for where, spec in stages:
             if spec:
-                with _at(where):
+                with at(where):
                     check_model(spec.stage, spec.method, self.model.config())
         return self
 
@@ -321,12 +203,12 @@ class Plan(Part):
         tried = [("compare", entry.method) for entry in (self.compare.methods if self.compare else ())]
         tried += [("search", method) for method in (self.search.methods if self.search else ())]
         for where, method in tried:
-            with _at(where):
+            with at(where):
                 check_model("sft", method, self.model.config())
                 if self.pretrain:
                     check_follow(self.pretrain.method, method, self.model.config())
         for method in self.search.methods if self.search else ():
-            with _at("search"):
+            with at("search"):
                 for spec in filter(None, (self.trained_reward, self.policy)):
                     if spec.method.name == self.sft.method.name:  # it goes on by the winner's method
                         check_stage(spec.stage, method)
@@ -399,37 +281,3 @@ class Plan(Part):
     def workshop(self) -> Workshop:
         """The store and the model cache this plan builds with."""
         return Workshop(Store(self.store.root, self.store.remote), models_folder(), self.execution)
-
-
-class Asked(Protocol):
-    """What any plan can be asked, whatever it builds."""
-
-    @property
-    def name(self) -> str:
-        """Prefix of its runs and artifacts in the UI."""
-        ...
-
-    @property
-    def store(self) -> StorePlan:
-        """Where artifacts are kept."""
-        ...
-
-    def workshop(self) -> Workshop:
-        """The store and the model cache it builds with."""
-        ...
-
-    def model_dump(self, *, mode: str, by_alias: bool) -> dict[str, Any]:
-        """All of it as plain values."""
-        ...
-
-
-def models_folder() -> Path:
-    """The model cache: ALIGN_MODELS, or a folder below the user's cache."""
-    if named := os.environ.get("ALIGN_MODELS"):
-        return Path(named).absolute()
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "alignflow" / "models"
-
-
-def as_json(plan: Asked) -> dict[str, Json]:
-    """The plan as plain JSON, for records."""
-    return plan.model_dump(mode="json", by_alias=True)

@@ -14,7 +14,7 @@ from prefect.exceptions import Pause
 from prefect.futures import PrefectFuture
 from prefect.runtime import flow_run
 
-from flows.plan import Asked, as_json
+from flows.plan_parts import Asked, as_json
 from tasks.core import stop
 from tasks.core.build import Workshop
 from tasks.core.errors import AlignError

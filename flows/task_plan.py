@@ -5,7 +5,7 @@ from typing import Annotated
 from pydantic import Field, model_validator
 
 from evals.gates import Gate
-from flows.plan import Curated, ModelPlan, Part, ReleasePlan, SchedulePlan, StorePlan, models_folder
+from flows.plan_parts import Curated, ModelPlan, Part, ReleasePlan, SchedulePlan, StorePlan, models_folder
 from tasks.base import BaseSpec
 from tasks.chain import check_merge, check_model, merges
 from tasks.core.build import Workshop

@@ -9,7 +9,7 @@ import yaml
 from cards import run_card
 from smoke import Smoke, ended
 
-from flows.plan import as_json
+from flows.plan_parts import as_json
 from flows.task_pipeline import load
 from flows.task_plan import TaskPlan
 from tasks.core.errors import SpecError

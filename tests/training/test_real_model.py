@@ -7,7 +7,7 @@ import torch
 from test_matrix import HARMLESS, TRAINS
 from tiny import write_rows
 
-from flows.plan import models_folder
+from flows.plan_parts import models_folder
 from tasks import smollm
 from tasks.base import BaseSpec, build_base
 from tasks.core.contract import Execution, Run
