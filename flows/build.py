@@ -25,7 +25,7 @@ class Champion(NamedTuple):
 
 
 Meet = Callable[[Any], Champion | None]
-"""what the builder made of the candidate -> its champion, or None where there is none yet; see `flows.champion`"""
+"""what the builder made of the candidate, or of the base -> its champion; None where there is none yet; see `flows.champion`"""
 
 
 def nobody(_: Any) -> None:  # noqa: ANN401

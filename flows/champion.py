@@ -1,12 +1,14 @@
 """The champion: the policy of the release that a plan's channel points to, which a challenger is measured beside.
 
 Who it is depends on the candidate: a plan that is asked again after its release must not meet itself.  So a pipeline asks once
-the candidate is known, of the channel as it stood when the run started, and only where a gate wants to know.
+the candidate is known, of the channel as it stood when the run started, and only where a gate wants to know.  It asks for the
+base too, before anything is trained: training keeps a tokenizer, so what gates could not compare is known by then.
 """
 
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from evals.estimates import metric
 from evals.scores import CHAMPION
 from flows.build import Champion, Meet
 from flows.explain import Step
@@ -34,18 +36,22 @@ class Standing:
     """what the plan's policies are for, as their records say"""
     keys: tuple[str, ...]
     """the releases that stood, the present one last"""
+    by_token: tuple[str, ...] = ()
+    """metrics of the gates that compare with the champion what is counted by token"""
 
     @classmethod
     def of(cls, plan: "AnyPlan", store: Store) -> "Standing":
         """The channel of `plan` now; it is not even read where no gate asks for a champion."""
         task = plan.task.kind if isinstance(plan, TaskPlan) else "policy"
         keys = standing(store, plan.release.channel) if plan.challenges else []
-        return cls(store, plan.release.channel, task, tuple(keys))
+        gates = [gate for gate in plan.gates if gate.meets_champion and metric(gate.metric, gate.against).by_token]
+        return cls(store, plan.release.channel, task, tuple(keys), tuple(gate.metric for gate in gates))
 
     def against(self, candidate: Artifact | None, *, deep: bool = False) -> tuple[str, Artifact] | None:
         """Key and policy of the release that `candidate` (None while it is not built) is compared with; None if there is none.
 
-        Raises DataError where they are damaged (all bytes are read with `deep`) or gone, SpecError for a model of another kind.
+        Raises DataError where they are damaged (all bytes are read with `deep`) or gone, SpecError for a model of another kind,
+        or of another tokenizer where gates count by token.
         """
         key = opponent(self.store, self.keys, candidate.digest if candidate else "")
         if key is None:
@@ -56,10 +62,18 @@ class Standing:
             raise DataError(
                 f"the champion that {self.channel} points to cannot be compared with: {error}; or go back with `align rollback`"
             ) from error
-        if (task := read_record(policy.path).task) != self.task:
+        record = read_record(policy.path)
+        if record.task != self.task:
             raise SpecError(
-                f"gate against champion: {self.channel} points to a model for {_words(task)}, and this plan makes one for "
+                f"gate against champion: {self.channel} points to a model for {_words(record.task)}, and this plan makes one for "
                 f"{_words(self.task)}; set release.channel to another channel"
+            )
+        if candidate and self.by_token and read_record(candidate.path).tokenizer != record.tokenizer:
+            raise SpecError(
+                f"gate {' and '.join(self.by_token)} against champion: {self.channel} points to release {key[:12]}, which cuts "
+                "texts into other tokens than this plan's model does (their tokenizers differ), and this is counted by token; "
+                "compare by what is not, such as reward_win_rate, preference_accuracy or a suite, or set release.channel to "
+                "another channel"
             )
         return key, policy
 

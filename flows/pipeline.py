@@ -25,6 +25,8 @@ def pipeline(plan: Plan, build: Build, meet: Meet = nobody) -> None:
     instructions = build(INSTRUCTIONS, plan.data.instructions.spec(), plan.data.instructions.files())
     prompts = build(PROMPTS, plan.data.prompts.spec(), plan.data.prompts.files())
     held_out = {"instructions": instructions, **measured_on(plan, build)}
+    if plan.challenges:
+        meet(base)  # a champion that a gate could not compare with is refused before anything is trained
 
     start, before = pretrained(plan, build, base)
     sft = build(SFT, plan.sft, {"policy": start, "data": instructions})

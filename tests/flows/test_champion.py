@@ -20,6 +20,7 @@ from flows.execute import look, up_to_date
 from flows.loading import load
 from flows.review import judged
 from flows.task_pipeline import pipeline
+from tasks.base import BASE
 from tasks.channels import channel, history, promote, rollback
 from tasks.core.build import Workshop
 from tasks.core.errors import DataError, GateError, SpecError
@@ -210,18 +211,39 @@ def test_a_first_release_needs_a_gate_that_can_be_judged(tmp_path, build):
     assert moves(build) == []
 
 
-def test_what_is_counted_by_token_is_not_compared_across_tokenizers(tmp_path, build):
+@pytest.fixture
+def foreign(tmp_path, build):
+    """A builder whose base has another tokenizer than the champion that stands."""
     run(plan(tmp_path), build)
-    other = replace(build, tokenizer="2" * 64)
-    base = other.workshop.store.root / "policy"
-    for folder in base.iterdir():  # the base of another plan would be another artifact
+    policies = build.workshop.store.root / "policy"
+    for folder in policies.iterdir():  # the base of another plan would be another artifact
         if json.loads((folder / "manifest.json").read_text())["identity"]["stage"] == "base":
             folder.rename(tmp_path / folder.name)
+    build.built.clear()
+    return replace(build, tokenizer="2" * 64)
+
+
+def test_what_is_counted_by_token_is_refused_for_another_tokenizer_before_anything_is_trained(tmp_path, foreign):
     says = (
-        r"gate answer_perplexity_ratio: the champion cuts texts into other tokens .*\(their tokenizers differ\).* reward_win_rate"
+        r"gate answer_perplexity_ratio against champion: champion points to release \w{12}, .*\(their tokenizers differ\).*"
+        "such as reward_win_rate.* or set release.channel to another channel"
     )
-    with pytest.raises(DataError, match=says):
-        run(plan(tmp_path, 0.2), other)
+    with pytest.raises(SpecError, match=says):
+        run(plan(tmp_path, 0.2), foreign)
+    assert foreign.built == ["base"]  # the curated rows were there
+    with pytest.raises(SpecError, match=says):  # once the base is there, `align plan` knows it too
+        look(plan(tmp_path, 0.2))
+    assert foreign.built == ["base"]
+
+
+def test_what_is_not_counted_by_token_is_compared_across_tokenizers(tmp_path, foreign):
+    ended = {"metric": "reward_win_rate", "at_least": 0.5, "against": "champion"}
+    other = write_plan(tmp_path, sft={"learning_rate": 0.2}, gates=[SOUND, ended], reward={"method": {"name": "full"}},
+                       data={"preferences": {"sources": ["rows.jsonl"]}})  # fmt: skip
+    base = foreign(BASE, other.model.spec(), other.model.files())
+    met = Standing.of(other, foreign.workshop.store).against(base)
+    assert met
+    assert met[0] == channel(foreign.workshop.store, "champion")
 
 
 def test_a_champion_that_is_damaged_or_gone_is_named(tmp_path, build):
