@@ -14,7 +14,7 @@ from rich.console import Console
 from flows.build import Build
 from flows.compare_plan import ComparePlan
 from flows.console import duration, out, steps_json, steps_table
-from flows.execute import watched
+from flows.execute import share, watched
 from flows.explain import Explain, Step
 from flows.loading import load
 from flows.pipeline import measured_on, pretrained
@@ -116,6 +116,8 @@ def execute(
                 finally:  # a run that fails because a method did has written its table all the same
                     artifact = written[0] if written else None
                     LISTENERS.pop()
+        else:
+            share(plan, steps.values(), console)
     finally:
         if artifact:
             _show(plan, artifact, result, time.monotonic() - started, json_output=json_output)

@@ -13,7 +13,7 @@ from rich.console import Console
 from flows.build import Build
 from flows.console import duration, out, steps_json, steps_table
 from flows.continual_plan import ContinualPlan
-from flows.execute import watched
+from flows.execute import share, watched
 from flows.explain import Explain, Step
 from flows.inspect import echo_json
 from flows.loading import load_as
@@ -82,6 +82,8 @@ def execute(
 
             continual(plan, rerun)
         steps, result = look(plan), "learned"
+    else:
+        share(plan, steps.values(), console)
     artifact = steps["forgetting"].artifact
     assert artifact is not None
     _show(artifact, result, time.monotonic() - started, json_output=json_output)

@@ -1,7 +1,7 @@
 """From a stage, its spec and its inputs to an artifact.  No Prefect here: this is what a plain script would call."""
 
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from functools import reduce
@@ -45,7 +45,19 @@ class Workshop:
                 usage = reduce(Usage.__add__, children) if children else None
                 return metrics, Cost(time.monotonic() - started, usage)
 
-        return self.store.build(self.identity(stage, spec, inputs), write, fresh=fresh)
+        artifact, built = self.store.build(self.identity(stage, spec, inputs), write, fresh=fresh)
+        if not built:
+            self.share(artifact, calls.log)
+        return artifact, built
+
+    def share(self, artifact: Artifact, log: Callable[[str], None]) -> None:
+        """Push what was found here and is missing on the shared storage; what prevents that is logged: it is here."""
+        what = f"{artifact.kind} {artifact.key[:12]}"
+        try:
+            if self.store.share(artifact):
+                log(f"{what}: was not on the shared storage yet, pushed")
+        except Exception as error:  # noqa: BLE001  each file system of fsspec raises its own
+            log(f"{what}: not pushed to the shared storage ({type(error).__name__}: {error}); the next run tries again")
 
     def _digest(self, source: Source) -> str:
         return self.store.digests.digest(source) if isinstance(source, Path) else source.digest

@@ -7,11 +7,15 @@ import fsspec
 
 
 class Remote:
-    """`<url>/<kind>/<key>/...`: pushed after a local build, pulled when a key is missing here."""
+    """`<url>/<kind>/<key>/...`: pushed after a local build, or later if that failed; pulled when a key is missing here."""
 
     def __init__(self, url: str) -> None:
         """`url` is any fsspec URL of a folder."""
         self._files, self._root = fsspec.core.url_to_fs(url)
+
+    def has(self, kind: str, key: str) -> bool:
+        """Whether a finished artifact is there: its manifest came last."""
+        return self._files.exists(f"{self._root}/{kind}/{key}/manifest.json")
 
     def push(self, path: Path, kind: str, key: str) -> None:
         """Copy a finished artifact out; a reader never sees its manifest before its payload."""
@@ -26,9 +30,8 @@ class Remote:
 
     def pull(self, kind: str, key: str, into: Path) -> bool:
         """Copy the artifact to `into/key`; False where there is none."""
-        there = f"{self._root}/{kind}/{key}"
-        if not self._files.exists(f"{there}/manifest.json"):
+        if not self.has(kind, key):
             return False
         (into / key).parent.mkdir(parents=True, exist_ok=True)
-        self._files.get(f"{there}/", f"{into / key}/", recursive=True)
+        self._files.get(f"{self._root}/{kind}/{key}/", f"{into / key}/", recursive=True)
         return True

@@ -180,6 +180,13 @@ class Store:
             self._remote.push(artifact.path, artifact.kind, artifact.key)
         return artifact, True
 
+    def share(self, artifact: Artifact) -> bool:
+        """Push `artifact` if there is a remote that lacks it, as after a push that failed; return whether it was pushed."""
+        if self._remote is None or self._remote.has(artifact.kind, artifact.key):
+            return False
+        self._remote.push(artifact.path, artifact.kind, artifact.key)
+        return True
+
     def scratch(self, key: str) -> Path:
         """Where the artifact of `key` is being built; kept when the build dies."""
         return self.root / ".work" / key

@@ -10,6 +10,7 @@ import pytest
 from tasks.core.build import Workshop
 from tasks.core.contract import Inputs, Metrics, Run, Stage, Usage
 from tasks.core.errors import DataError, SpecError
+from tasks.core.remote import Remote
 from tasks.core.spec import Spec
 from tasks.core.store import MANIFEST, Store
 
@@ -216,6 +217,38 @@ def test_a_torn_remote_copy_is_built_again_and_mended(tmp_path):
     _, built = there.build(UPPER, Letters(), {})
     assert built
     assert torn.read_text() == "ABC"
+
+
+def test_a_push_that_failed_is_tried_again_by_the_next_run_that_finds_the_artifact(tmp_path):
+    bucket = tmp_path / "bucket"
+    bucket.write_text("a file where the folder should be")
+    here = Workshop(Store(tmp_path / "a", bucket.as_uri()), tmp_path / "models")
+    with pytest.raises(OSError, match="bucket"):
+        here.build(UPPER, Letters(), {})
+    said: list[str] = []
+    run = Run(tmp_path, tmp_path, log=said.append)
+    first, built = here.build(UPPER, Letters(), {}, run=run)
+    assert not built  # it is here, and a storage that is away is no reason to fail
+    assert said[0].startswith(f"texts {first.key[:12]}: not pushed to the shared storage (")
+    bucket.unlink()
+    here.build(UPPER, Letters(), {}, run=run)
+    assert said[1:] == [f"texts {first.key[:12]}: was not on the shared storage yet, pushed"]
+    second, built = Workshop(Store(tmp_path / "b", bucket.as_uri()), tmp_path / "models").build(UPPER, Letters(), {})
+    assert (built, second.digest) == (False, first.digest)
+
+
+def test_a_hit_asks_the_shared_storage_once_and_sends_nothing_again(tmp_path, monkeypatch):
+    asked: list[str] = []
+    has = Remote.has
+    monkeypatch.setattr(Remote, "has", lambda self, kind, key: asked.append(key) or has(self, kind, key))
+    here = Workshop(Store(tmp_path / "a", (tmp_path / "bucket").as_uri()), tmp_path / "models")
+    first, _ = here.build(UPPER, Letters(), {})
+    sent = tmp_path / "bucket" / "texts" / first.key / MANIFEST
+    before = sent.stat().st_mtime_ns
+    asked.clear()
+    here.build(UPPER, Letters(), {})
+    assert asked == [first.key]
+    assert sent.stat().st_mtime_ns == before
 
 
 def test_metrics_that_json_cannot_hold_are_refused_before_anything_is_in_place(shop):
