@@ -9,11 +9,12 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from tasks import advice, estimate
+from tasks import advice
 from tasks.advice import Advice, Need
 from tasks.core.errors import SpecError
 from tasks.core.spec import Json
 from tasks.core.store import Artifact, Store
+from tasks.machine import free_memory
 from tasks.shapes import Shape, of_parameters
 
 _DETAILED = 3
@@ -41,13 +42,13 @@ def need_of(plan: Path | None, asked: Mapping[str, Any]) -> Need:
     if memory is None and wishes["device"] == "cuda":
         raise SpecError("--device cuda: say how much memory the GPU has, for example --memory 24GB")
     if memory is None:
-        memory = estimate.free_memory()
+        memory = free_memory()
     return Need(shape=shape, memory=memory, rows=asked["rows"] or rows or Need.rows, **wishes)
 
 
 def _planned(path: Path) -> tuple[Shape, int | None]:
     """The model of a plan, and its rows of instructions where they are curated."""
-    from flows.estimate import known
+    from flows.estimating import known
     from flows.loading import load
 
     return known(load(path))

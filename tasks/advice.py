@@ -13,7 +13,7 @@ from typing import Any, Literal, NamedTuple
 from tasks import estimate
 from tasks.core.errors import DataError
 from tasks.core.store import Artifact
-from tasks.estimate import Device, Work
+from tasks.memory import Device, Work, weights
 from tasks.methods import METHODS, AnyMethod, StageName, learning_rate
 from tasks.shapes import Shape, trained
 
@@ -53,7 +53,7 @@ class Need:
     @property
     def room(self) -> float:
         """Memory over that of the weights as a frozen base."""
-        return self.memory / estimate.weights(self.shape, device=self.device)
+        return self.memory / weights(self.shape, device=self.device)
 
 
 class When(NamedTuple):

@@ -10,7 +10,7 @@ import yaml
 
 from tasks.advice import CONSTRAINTS, QUALITY, RULES, Need, advise, bytes_of, fragment, own_results, starting, weights_of
 from tasks.core.errors import DataError
-from tasks.estimate import weights
+from tasks.memory import weights
 from tasks.methods import METHODS
 from tasks.shapes import Shape, of_parameters
 

@@ -168,7 +168,7 @@ def environment(run: Run, *, network: bool = False) -> dict[str, str]:
         "TRANSFORMERS_VERBOSITY": "error",
     }
     if run.execution.gradient_checkpointing:
-        # Else glibc's heap keeps what each block freed (see `tasks.estimate`), and recomputing saves a quarter instead of half.
+        # Else glibc's heap keeps what each block freed (see `tasks.memory`), and recomputing saves a quarter instead of half.
         environment["MALLOC_MMAP_THRESHOLD_"] = "1048576"
     if run.execution.device == "cpu":
         environment |= {"CUDA_VISIBLE_DEVICES": "", "ACCELERATE_USE_CPU": "true"}

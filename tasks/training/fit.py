@@ -23,7 +23,7 @@ from tasks.core.contract import Metrics, Progress, Run
 from tasks.core.errors import AlignError, SpecError
 from tasks.core.files import write_json
 from tasks.core.launch import resident
-from tasks.estimate import HEAD_TOKENS
+from tasks.memory import HEAD_TOKENS
 from tasks.methods import METHODS, PrefixTuning, PTuningV2
 from tasks.train import TrainSpec
 from tasks.training.adapters import Start, trainable_share, write_payload

@@ -20,6 +20,7 @@ from tasks import estimate
 from tasks.core.contract import Inputs, Metrics, Progress, Run
 from tasks.core.errors import AlignError, DataError, GateError
 from tasks.group import GroupSpec
+from tasks.memory import Work
 from tasks.rewarding import check_references, wants_model
 from tasks.tables import practice_prompts
 from tasks.training.adapters import Start, start
@@ -233,7 +234,7 @@ def _batches(spec: GroupSpec, begin: Start, rewarder: Rewarder, run: Run) -> Bat
     judge: Any = getattr(rewarder.model, "model", None)
     apart = sum(p.numel() * p.element_size() for p in judge.parameters()) if judge else 0
 
-    def needs(work: estimate.Work) -> int:
+    def needs(work: Work) -> int:
         return estimate.training(shape, spec.method, spec.stage, work).total + reference + apart
 
     steps = spec.iterations * steps_per_iteration(spec)

@@ -15,6 +15,8 @@ from tasks import estimate
 from tasks.core.contract import Run
 from tasks.core.errors import AlignError, MachineError, SpecError
 from tasks.core.launch import MICRO_BATCH
+from tasks.machine import free_memory, resident
+from tasks.memory import Work
 from tasks.shapes import Shape, Tensor
 from tasks.train import TrainSpec
 from tasks.training.batches import soft_tokens
@@ -43,7 +45,7 @@ def plan_batches(
     rows: int,
     longest: int,
     texts: int,
-    needs: Callable[[estimate.Work], int] | None = None,
+    needs: Callable[[Work], int] | None = None,
 ) -> Batches:
     """Cut the global batch of `spec` so that it fits; remember the size for a retry after running out of memory.
 
@@ -60,7 +62,7 @@ def plan_batches(
     _check_room(model, longest)
     sizes = [n for n in range(min(run.execution.micro_batch or 8, share), 0, -1) if share % n == 0]
     limit = available_bytes(run) // (1 if _on_gpu(run) else processes)
-    work = estimate.Work(
+    work = Work(
         device="cuda" if _on_gpu(run) else "cpu", longest=longest, texts=texts, checkpointing=run.execution.gradient_checkpointing
     )
     count = needs or partial(estimate_bytes, model, spec)
@@ -80,7 +82,7 @@ def plan_batches(
     return Batches(rows // spec.global_batch, micro, share // micro, processes, bytes_of[micro])
 
 
-def estimate_bytes(model: Any, spec: TrainSpec, work: estimate.Work) -> int:  # noqa: ANN401
+def estimate_bytes(model: Any, spec: TrainSpec, work: Work) -> int:  # noqa: ANN401
     """Bytes that one process is expected to need at its peak for training `model` with `work` in hand."""
     return estimate.training(shape_of(model), spec.method, spec.stage, work).total
 
@@ -114,7 +116,7 @@ def available_bytes(run: Run) -> int:
     """Memory of the device that this process may use, what it holds already included."""
     if _on_gpu(run):
         return torch.cuda.mem_get_info()[0] + torch.cuda.memory_reserved()
-    return estimate.free_memory() + estimate.resident()  # what this process holds already is part of what it needs
+    return free_memory() + resident()  # what this process holds already is part of what it needs
 
 
 def _on_gpu(run: Run) -> bool:

@@ -82,6 +82,7 @@ def main(first: int, last: int) -> None:
     """Measure the cases from `first` to `last` and print them beside their estimates."""
     from tasks import estimate
     from tasks.core.contract import Execution, Run
+    from tasks.memory import Work
     from tasks.probe import probe
     from tasks.shapes import of_folder
 
@@ -92,7 +93,7 @@ def main(first: int, last: int) -> None:
     for size, stage, method, longest, rows, checkpointing in CASES[first:last]:
         policy, folder, models = base(size, cache)
         asked = spec(stage, method)
-        work = estimate.Work(rows=rows, longest=longest, texts=1 if stage == "sft" else 2, checkpointing=checkpointing)
+        work = Work(rows=rows, longest=longest, texts=1 if stage == "sft" else 2, checkpointing=checkpointing)
         need = estimate.training(of_folder(folder), asked.method, stage, work)
         name = f"{size} {stage} {json.dumps(method)} {longest} x {rows} {checkpointing}"
         if name not in known or "ALIGN_BENCH_AGAIN" in os.environ:

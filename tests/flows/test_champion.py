@@ -15,7 +15,7 @@ from rich.console import Console
 from evals.report import challenge
 from flows.build import Champion
 from flows.champion import Standing, looked_up
-from flows.estimate import estimates
+from flows.estimating import estimates
 from flows.execute import look, up_to_date
 from flows.loading import load
 from flows.review import judged

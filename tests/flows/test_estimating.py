@@ -5,8 +5,9 @@ import json
 import pytest
 from smoke import write_smoke
 
-from flows.estimate import Row, table
-from tasks.estimate import Memory
+from flows.estimate import table
+from flows.estimating import Row
+from tasks.memory import Memory
 from tasks.probe import Measured
 
 TRAINING = ("sft", "reward", "dpo")
