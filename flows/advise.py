@@ -10,7 +10,8 @@ from rich.table import Table
 from rich.text import Text
 
 from tasks import advice
-from tasks.advice import Advice, Need
+from tasks.advice import Advice
+from tasks.advice_rules import Need
 from tasks.core.errors import SpecError
 from tasks.core.spec import Json
 from tasks.core.store import Artifact, Store

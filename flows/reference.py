@@ -42,7 +42,7 @@ def metrics() -> str:
 
 def advice_rules() -> str:
     """Every rule of `align advise`."""
-    from tasks.advice import RULES
+    from tasks.advice_rules import RULES
 
     rows: list[list[str]] = []
     for rule in RULES:
@@ -53,7 +53,7 @@ def advice_rules() -> str:
 
 def advice_quality() -> str:
     """What `align advise` takes for the quality of a method that was not measured here."""
-    from tasks.advice import QUALITY
+    from tasks.advice_rules import QUALITY
 
     return _table(
         ["method", "quality", "rests on"], [[f"`{name}`", f"{value:.3f}", source] for name, (value, source) in QUALITY.items()]
@@ -62,7 +62,7 @@ def advice_quality() -> str:
 
 def advice_constraints() -> str:
     """What a method must be able to do to be ranked."""
-    from tasks.advice import CONSTRAINTS
+    from tasks.advice_rules import CONSTRAINTS
 
     return "\n".join(f"- {constraint.name}" for constraint in CONSTRAINTS)
 

@@ -8,7 +8,8 @@ from types import SimpleNamespace
 import pytest
 import yaml
 
-from tasks.advice import CONSTRAINTS, QUALITY, RULES, Need, advise, bytes_of, fragment, own_results, starting, weights_of
+from tasks.advice import advise, bytes_of, fragment, own_results, starting, weights_of
+from tasks.advice_rules import CONSTRAINTS, QUALITY, RULES, Need
 from tasks.core.errors import DataError
 from tasks.memory import weights
 from tasks.methods import METHODS
