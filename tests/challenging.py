@@ -16,7 +16,7 @@ from flows.loading import load_as
 from flows.plan import Plan
 from flows.task_pipeline import pipeline
 from flows.task_plan import TaskPlan
-from tasks.channels import promote
+from tasks.channels import history, promote
 from tasks.core.build import Workshop
 from tasks.heads import Head, write_head
 from tasks.policy import Base, Link, PolicyRecord, write_record
@@ -44,6 +44,11 @@ TASK = {
 def write_plan(folder: Path, **changed) -> Plan:
     """The plan with other fields, such as `sft={"learning_rate": 0.2}`, on a store in `folder`."""
     return _written(folder, Plan, PLAN, changed)
+
+
+def plan_of(folder: Path, quality: float = 0.1, **changed) -> Plan:
+    """The plan whose policy is that good."""
+    return write_plan(folder, sft={"learning_rate": quality}, **changed)
 
 
 def write_task_plan(folder: Path, **changed) -> TaskPlan:
@@ -105,6 +110,16 @@ def run(plan, build: StandIns, *, land: bool = True):
     if land:
         promote(store, plan.release.channel, release)
     return release
+
+
+def verdict_of(build: StandIns) -> dict:
+    """What was judged last."""
+    return json.loads((build.made["verdict"].path / "verdict.json").read_text())
+
+
+def moves(build: StandIns) -> list[tuple[str, str]]:
+    """What happened to the channel."""
+    return [(move["action"], move["release"]) for move in history(build.workshop.store, "champion")]
 
 
 def _quality(inputs):

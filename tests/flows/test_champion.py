@@ -1,14 +1,12 @@
-"""The champion: whom a candidate meets, whatever happened to the channel, and that nobody overtakes unseen."""
+"""The champion: whom a candidate meets, whatever happened to the channel."""
 
 import json
-import multiprocessing
-import threading
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
 import pytest
-from challenging import AHEAD, SOUND, StandIns, run, write_plan, write_task_plan
+from challenging import AHEAD, SOUND, moves, plan_of, run, verdict_of, write_plan, write_task_plan
 from laid_out import laid_out
 from rich.console import Console
 
@@ -18,42 +16,14 @@ from flows.champion import Standing, looked_up
 from flows.estimating import estimates
 from flows.execute import look, up_to_date
 from flows.loading import load
-from flows.review import judged
 from flows.task_pipeline import pipeline
 from tasks.base import BASE
-from tasks.channels import channel, history, promote, rollback
-from tasks.core.build import Workshop
+from tasks.channels import channel, promote, rollback
 from tasks.core.errors import DataError, GateError, SpecError
-from tasks.core.store import Store
-from tasks.evidence import champion_of, page
-from tasks.review import Subject
 
 PLANS = Path(__file__).parents[2] / "flows" / "plans"
 QUIET = Console(quiet=True)
 MET = ["answers-champion", "scores-champion", "metrics-champion"]
-
-
-@pytest.fixture(autouse=True)
-def _models(tmp_path, monkeypatch):
-    monkeypatch.setenv("ALIGN_MODELS", str(tmp_path / "models"))
-    monkeypatch.setenv("ALIGN_STORE", str(tmp_path / "store"))
-
-
-@pytest.fixture
-def build(tmp_path):
-    return StandIns(Workshop(Store(tmp_path / "store"), tmp_path / "models"))
-
-
-def plan(folder, quality=0.1, **changed):
-    return write_plan(folder, sft={"learning_rate": quality}, **changed)
-
-
-def verdict(build):
-    return json.loads((build.made["verdict"].path / "verdict.json").read_text())
-
-
-def moves(build):
-    return [(move["action"], move["release"]) for move in history(build.workshop.store, "champion")]
 
 
 def again(plan):
@@ -67,9 +37,9 @@ def again(plan):
 
 
 def test_without_a_champion_its_gates_are_not_judged_and_the_others_decide(tmp_path, build):
-    first = plan(tmp_path)
+    first = plan_of(tmp_path)
     release = run(first, build)
-    said = verdict(build)
+    said = verdict_of(build)
     assert (said["verdict"], said["champion"]) == ("pass", None)
     assert [gate["metric"] for gate in said["gates"]] == ["finished_rate"]
     assert said["gates"][0]["level"] == 0.95  # Holm counts what is judged
@@ -84,10 +54,10 @@ def test_without_a_champion_its_gates_are_not_judged_and_the_others_decide(tmp_p
 
 
 def test_anothers_release_is_met_on_the_same_items_and_named(tmp_path, build):
-    first = run(plan(tmp_path), build)
-    better = plan(tmp_path, 0.2)
+    first = run(plan_of(tmp_path), build)
+    better = plan_of(tmp_path, 0.2)
     release = run(better, build)
-    said = verdict(build)
+    said = verdict_of(build)
     policy = json.loads((first.path / "release.json").read_text())["policy"]["key"]
     assert said["champion"] == {"release": first.key, "policy": policy}
     assert [(gate["metric"], gate["verdict"], gate["items"]) for gate in said["gates"]] == [
@@ -102,8 +72,8 @@ def test_anothers_release_is_met_on_the_same_items_and_named(tmp_path, build):
 
 
 def test_one_that_is_worse_fails_and_stays_outside(tmp_path, build):
-    first = run(plan(tmp_path), build)
-    worse = plan(tmp_path, 0.01)
+    first = run(plan_of(tmp_path), build)
+    worse = plan_of(tmp_path, 0.01)
     with pytest.raises(GateError, match=r"answer_perplexity_ratio: need <= 1 against champion, got 1\.109"):
         run(worse, build)
     assert moves(build) == [("promote", first.key)]
@@ -112,14 +82,14 @@ def test_one_that_is_worse_fails_and_stays_outside(tmp_path, build):
 
 
 def test_asked_again_a_released_plan_meets_what_it_met_and_not_itself(tmp_path, build):
-    first = run(plan(tmp_path), build)
-    better = plan(tmp_path, 0.2)
+    first = run(plan_of(tmp_path), build)
+    better = plan_of(tmp_path, 0.2)
     release = run(better, build)
     assert again(better) == (True, first.key)
     build.built.clear()
     assert run(better, build).key == release.key
     assert build.built == []
-    carded = plan(tmp_path, 0.2, release={"summary": "Better."})
+    carded = plan_of(tmp_path, 0.2, release={"summary": "Better."})
     renamed = run(carded, build)
     assert build.built == ["release"]
     assert again(carded) == (True, first.key)
@@ -128,20 +98,20 @@ def test_asked_again_a_released_plan_meets_what_it_met_and_not_itself(tmp_path, 
 
 def test_data_that_changed_nothing_leave_it_up_to_date(tmp_path, build):
     """Which candidate it is, is not known before its data were curated; the champion is not guessed meanwhile."""
-    first = run(plan(tmp_path), build)
-    better = plan(tmp_path, 0.2)
+    first = run(plan_of(tmp_path), build)
+    better = plan_of(tmp_path, 0.2)
     run(better, build)
     build.built.clear()
     build.made["curate-instructions"].path.rename(tmp_path / "gone")
     assert look(better)["sft"].state == "waits"
     run(better, build)
     assert build.built == ["curate-instructions"]
-    assert verdict(build)["champion"]["release"] == first.key
+    assert verdict_of(build)["champion"]["release"] == first.key
 
 
 def test_rolled_back_it_hears_the_same_verdict_and_does_not_come_back(tmp_path, build):
-    first = run(plan(tmp_path), build)
-    better = plan(tmp_path, 0.2)
+    first = run(plan_of(tmp_path), build)
+    better = plan_of(tmp_path, 0.2)
     release = run(better, build)
     rollback(build.workshop.store, "champion", why="tone")
     assert again(better) == (True, first.key)
@@ -153,44 +123,44 @@ def test_rolled_back_it_hears_the_same_verdict_and_does_not_come_back(tmp_path, 
 
 def test_rolled_back_it_does_not_come_back_as_another_release_that_met_another_champion(tmp_path, build):
     store = build.workshop.store
-    run(plan(tmp_path), build)
-    better = run(plan(tmp_path, 0.2), build)
+    run(plan_of(tmp_path), build)
+    better = run(plan_of(tmp_path, 0.2), build)
     rollback(store, "champion", why="harmful answers")
-    stands = run(plan(tmp_path, 0.15), build)
-    same = run(plan(tmp_path, 0.2), build)  # it passes against what stands now, so it is another release of the same policy
+    stands = run(plan_of(tmp_path, 0.15), build)
+    same = run(plan_of(tmp_path, 0.2), build)  # it passes against what stands now, so it is another release of the same policy
     assert same.key != better.key
     assert channel(store, "champion") == stands.key
     assert promote(store, "champion", same, again=True)  # a person may
 
 
 def test_superseded_it_meets_what_stands_now(tmp_path, build):
-    old = plan(tmp_path)
+    old = plan_of(tmp_path)
     run(old, build)
-    best = run(plan(tmp_path, 0.3), build)
-    old = plan(tmp_path)
+    best = run(plan_of(tmp_path, 0.3), build)
+    old = plan_of(tmp_path)
     assert look(old)["verdict"].artifact is None
     with pytest.raises(GateError, match="need <= 1 against champion"):
         run(old, build)
-    assert verdict(build)["champion"]["release"] == best.key
+    assert verdict_of(build)["champion"]["release"] == best.key
     assert channel(build.workshop.store, "champion") == best.key
 
 
 def test_brought_back_by_hand_it_hears_the_verdict_that_it_was_released_on(tmp_path, build):
-    first = run(plan(tmp_path), build)
-    better = plan(tmp_path, 0.2)
+    first = run(plan_of(tmp_path), build)
+    better = plan_of(tmp_path, 0.2)
     release = run(better, build)
-    run(plan(tmp_path, 0.3), build)
+    run(plan_of(tmp_path, 0.3), build)
     promote(build.workshop.store, "champion", release, again=True)
-    assert again(plan(tmp_path, 0.2)) == (True, first.key)
+    assert again(plan_of(tmp_path, 0.2)) == (True, first.key)
 
 
 def test_released_before_it_had_such_a_gate_it_meets_what_stood_before(tmp_path, build):
-    first = run(plan(tmp_path), build)
-    plain = run(plan(tmp_path, 0.2, gates=[SOUND]), build)
+    first = run(plan_of(tmp_path), build)
+    plain = run(plan_of(tmp_path, 0.2, gates=[SOUND]), build)
     assert "champion" not in json.loads((plain.path / "release.json").read_text())["verdict"]
-    asking = plan(tmp_path, 0.2)
+    asking = plan_of(tmp_path, 0.2)
     release = run(asking, build)
-    assert verdict(build)["champion"]["release"] == first.key
+    assert verdict_of(build)["champion"]["release"] == first.key
     assert again(asking) == (True, first.key)
     assert moves(build)[-1] == ("promote", release.key)
 
@@ -199,11 +169,11 @@ def test_released_before_it_had_such_a_gate_it_meets_what_stood_before(tmp_path,
 
 
 def test_a_first_release_needs_a_gate_that_can_be_judged(tmp_path, build):
-    alone = plan(tmp_path, gates=[AHEAD])
+    alone = plan_of(tmp_path, gates=[AHEAD])
     says = "every gate is against the champion and there is none yet; add a gate against base or parent"
     with pytest.raises(GateError, match=says):
         run(alone, build)
-    assert verdict(build)["verdict"] == "fail"
+    assert verdict_of(build)["verdict"] == "fail"
     text = (build.made["verdict"].path / "gates.md").read_text()
     assert text.startswith("# ❌ fail: all 1 gates not judged: no champion yet\n")
     with pytest.raises(GateError, match=says):
@@ -214,7 +184,7 @@ def test_a_first_release_needs_a_gate_that_can_be_judged(tmp_path, build):
 @pytest.fixture
 def foreign(tmp_path, build):
     """A builder whose base has another tokenizer than the champion that stands."""
-    run(plan(tmp_path), build)
+    run(plan_of(tmp_path), build)
     policies = build.workshop.store.root / "policy"
     for folder in policies.iterdir():  # the base of another plan would be another artifact
         if json.loads((folder / "manifest.json").read_text())["identity"]["stage"] == "base":
@@ -229,10 +199,10 @@ def test_what_is_counted_by_token_is_refused_for_another_tokenizer_before_anythi
         "such as reward_win_rate.* or set release.channel to another channel"
     )
     with pytest.raises(SpecError, match=says):
-        run(plan(tmp_path, 0.2), foreign)
+        run(plan_of(tmp_path, 0.2), foreign)
     assert foreign.built == ["base"]  # the curated rows were there
     with pytest.raises(SpecError, match=says):  # once the base is there, `align plan` knows it too
-        look(plan(tmp_path, 0.2))
+        look(plan_of(tmp_path, 0.2))
     assert foreign.built == ["base"]
 
 
@@ -247,8 +217,8 @@ def test_what_is_not_counted_by_token_is_compared_across_tokenizers(tmp_path, fo
 
 
 def test_a_champion_that_is_damaged_or_gone_is_named(tmp_path, build):
-    run(plan(tmp_path), build)
-    better = plan(tmp_path, 0.2)
+    run(plan_of(tmp_path), build)
+    better = plan_of(tmp_path, 0.2)
     policy = build.made["sft"]
     quality = policy.path / "quality.json"
     quality.chmod(0o644)
@@ -260,21 +230,21 @@ def test_a_champion_that_is_damaged_or_gone_is_named(tmp_path, build):
 
 
 def test_a_model_for_something_else_is_no_champion(tmp_path, build):
-    run(plan(tmp_path), build)
+    run(plan_of(tmp_path), build)
     head = write_task_plan(tmp_path)
     with pytest.raises(SpecError, match="points to a model for writing text, and this plan makes one for sequence class"):
         run(head, build)
 
 
 def test_a_plan_without_such_gates_asks_nothing_about_a_champion(tmp_path, build):
-    plain = plan(tmp_path, gates=[SOUND])
+    plain = plan_of(tmp_path, gates=[SOUND])
     (build.workshop.store.folder("channels") / "champion.json").write_text("torn")
     assert Standing.of(plain, build.workshop.store).keys == ()
     run(plain, build, land=False)
-    assert verdict(build).keys() == {"verdict", "reasons", "gates", "measured", "seed", "resamples"}
+    assert verdict_of(build).keys() == {"verdict", "reasons", "gates", "measured", "seed", "resamples"}
     assert build.made["verdict"].identity["spec"].keys() == {"gates", "seed", "resamples"}
     with pytest.raises(DataError, match=r"champion.json: torn"):
-        looked_up(plan(tmp_path), build.workshop.store)
+        looked_up(plan_of(tmp_path), build.workshop.store)
 
 
 def test_task_heads_meet_theirs_on_the_same_rows_and_keep_their_own_majority(tmp_path, build):
@@ -282,9 +252,9 @@ def test_task_heads_meet_theirs_on_the_same_rows_and_keep_their_own_majority(tmp
         return write_task_plan(tmp_path, task={"learning_rate": quality})
 
     first = run(head(0.5), build)
-    assert verdict(build)["champion"] is None
+    assert verdict_of(build)["champion"] is None
     second = run(head(0.9), build)
-    said = verdict(build)
+    said = verdict_of(build)
     assert said["champion"]["release"] == first.key
     assert said["gates"][0]["estimate"] == pytest.approx(0.4)
     assert said["gates"][0]["items"] == 60
@@ -323,122 +293,7 @@ def test_a_champion_is_measured_by_itself_and_changes_nothing_else():
 
 
 def test_an_estimate_counts_what_the_champion_takes(tmp_path, build):
-    run(plan(tmp_path), build)
-    rows = {row.stage: row for row in estimates(plan(tmp_path, 0.2))}
+    run(plan_of(tmp_path), build)
+    rows = {row.stage: row for row in estimates(plan_of(tmp_path, 0.2))}
     assert {"answers-champion", "scores-champion"} < rows.keys()
     assert rows["answers-champion"].memory == rows["answers-candidate"].memory
-
-
-# -- a person, and two at once -----------------------------------------------------------------------------------
-
-ASKS = {"approval": "always"}
-
-
-def waiting(tmp_path, build):
-    """A plan whose verdict is there and which waits for a person; and what it would be decided on."""
-    run(plan(tmp_path), build)
-    asking = plan(tmp_path, 0.2, release=ASKS)
-    with pytest.raises(GateError, match="this plan asks a person"):
-        run(asking, build)
-    return asking, Subject.of(build.made["verdict"], build.made["sft"])
-
-
-def test_the_evidence_names_the_champion_and_shows_answers_beside_its_own(tmp_path, build):
-    asking, subject = waiting(tmp_path, build)
-    found = judged(asking)
-    assert found.subject == subject
-    text = page(asking.name, "champion", found.inputs, champion_of(build.workshop.store, "champion"))
-    assert f"The champion is release {channel(build.workshop.store, 'champion')[:12]} with policy" in text
-    assert "- **sft** learning\\_rate: 0.1 -\\> 0.2" in text
-    assert "champion: " not in text.partition("### What changed")[2].partition("### ")[0]  # whom it met is no change of the plan
-
-
-def test_an_approval_is_refused_once_another_champion_stands(tmp_path, build):
-    asking, _ = waiting(tmp_path, build)
-    run(plan(tmp_path, 0.3), build)
-    assert judged(plan(tmp_path, 0.2, release=ASKS)) is None  # so `hear` and `align approve RUN` say that it has changed
-    rollback(build.workshop.store, "champion", why="tone")
-    assert judged(plan(tmp_path, 0.2, release=ASKS)).plan == asking
-
-
-def test_a_run_that_hears_an_approval_after_the_champion_changed_fails(tmp_path, build, monkeypatch):
-    from flows import reviewing
-    from tasks.review import Question
-
-    _, subject = waiting(tmp_path, build)
-    question = Question(run_id="1", run="r", plan="stand-in", subject=subject, evidence="e" * 64, key="k",
-                        since="2026-01-01T00:00:00+00:00", until="2126-01-01T00:00:00+00:00")  # fmt: skip
-    answer = reviewing.Review(decision="approve", reviewer="ana", reason="reads better")
-    monkeypatch.setattr(reviewing, "question_of", lambda *_: question)
-    monkeypatch.setattr(reviewing, "_answer", lambda _: answer)
-    monkeypatch.setattr(reviewing, "_id", lambda: "1")
-    run(plan(tmp_path, 0.3), build)
-    review = reviewing.Reviewing(plan(tmp_path, 0.2, release=ASKS), build, lambda: None)
-    with pytest.raises(GateError, match=r"it was approved by ana on .*, but what that was about has changed since"):
-        review.hear()
-
-
-def challengers(tmp_path, build, **changed):
-    """Two releases that were judged at once, against the same."""
-    first = run(plan(tmp_path, **changed), build)
-    return first, [run(plan(tmp_path, quality, **changed), build, land=False) for quality in (0.2, 0.3)]
-
-
-def test_of_two_challengers_at_once_one_lands_and_the_other_is_told_whom_to_meet(tmp_path, build):
-    first, both = challengers(tmp_path, build)
-    said = []
-
-    def land(release):
-        try:
-            promote(build.workshop.store, "champion", release)
-        except GateError as error:
-            said.append(str(error))
-
-    threads = [threading.Thread(target=land, args=(release,)) for release in both]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    [sentence] = said
-    now = channel(build.workshop.store, "champion")
-    [late] = [release.key for release in both if release.key != now]
-    assert moves(build) == [("promote", first.key), ("promote", now)]
-    assert sentence == (
-        f"champion: release {late[:12]} was judged against release {first.key[:12]}, and the channel moved to release {now[:12]} "
-        "since; run again and it is compared with that"
-    )
-    assert promote(build.workshop.store, "champion", build.workshop.store.at(f"release/{late}"), again=True)  # a person may
-
-
-def _land(root, key, codes):
-    store = Store(root)
-    try:
-        promote(store, "champion", store.at(f"release/{key}"))
-        codes.put("landed")
-    except GateError:
-        codes.put("late")
-
-
-@pytest.mark.parametrize(("gates", "ends"), [([SOUND, AHEAD], ["landed", "late"]), ([SOUND], ["landed", "landed"])])
-def test_two_processes_at_once_leave_a_whole_history(tmp_path, build, gates, ends):
-    first, both = challengers(tmp_path, build, gates=gates)
-    spawn = multiprocessing.get_context("spawn")
-    codes = spawn.Queue()
-    processes = [spawn.Process(target=_land, args=(tmp_path / "store", release.key, codes)) for release in both]
-    for process in processes:
-        process.start()
-    for process in processes:
-        process.join()
-    assert sorted(codes.get(timeout=60) for _ in both) == ends
-    assert [action for action, _ in moves(build)] == ["promote"] * (1 + ends.count("landed"))
-    assert moves(build)[0][1] == first.key
-    assert len({key for _, key in moves(build)}) == len(moves(build))
-
-
-def test_of_two_first_releases_one_is_the_champion_and_the_other_must_meet_it(tmp_path, build):
-    both = [run(plan(tmp_path, quality), build, land=False) for quality in (0.1, 0.2)]
-    assert promote(build.workshop.store, "champion", both[0])
-    with pytest.raises(GateError, match=f"judged against no champion, and the channel moved to release {both[0].key[:12]} since"):
-        promote(build.workshop.store, "champion", both[1])
-    release = run(plan(tmp_path, 0.2), build)
-    assert moves(build) == [("promote", both[0].key), ("promote", release.key)]
