@@ -11,6 +11,7 @@ loss so far in the place of the highest accuracy.
 import math
 from collections.abc import Mapping, Sequence
 
+from evals.intervals import finite
 from evals.scores import Series
 from evals.statistics import Estimate, Sample, difference, perplexity_ratio, ratio
 from tasks.core.errors import DataError
@@ -97,4 +98,4 @@ def _mean(series: Series) -> float:
 
 
 def _numbers(found: Estimate) -> dict[str, Json]:
-    return {"value": found.value, "low": found.low, "high": found.high, "items": found.items}
+    return {"value": found.value, "low": finite(found.low), "high": finite(found.high), "items": found.items}

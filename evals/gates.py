@@ -12,7 +12,7 @@ from typing import Literal, Self
 from pydantic import Field, model_validator
 
 from evals.estimates import Against, measurable, metric
-from evals.intervals import Estimate, Spread
+from evals.intervals import Estimate, Spread, finite
 from evals.scores import CHAMPION, Scores
 from evals.statistics import RESAMPLES
 from tasks.core.errors import DataError, SpecError
@@ -264,7 +264,7 @@ def rounded(number: float) -> float:
 
 def known(number: float) -> float | None:
     """`rounded`, or None for what is infinite: JSON has no such number."""
-    return rounded(number) if math.isfinite(number) else None
+    return finite(rounded(number))
 
 
 def _spread(gate: Gate, scores: Scores, seed: int, resamples: int) -> Spread:

@@ -59,6 +59,15 @@ class Estimate(NamedTuple):
         return math.ceil(self.items * (effect / distance) ** 2)
 
 
+def finite(number: float) -> float | None:
+    """`number`, or None for one that is infinite or none at all: JSON has no such number.
+
+    >>> finite(0.5), finite(float("-inf")), finite(float("nan"))
+    (0.5, None, None)
+    """
+    return number if math.isfinite(number) else None
+
+
 @dataclass(frozen=True, eq=False)
 class Drawn:
     """What the quantity may be at least, as sorted draws."""

@@ -28,7 +28,7 @@ from tasks.core.store import Artifact
 from tasks.curate import INSTRUCTIONS, PREFERENCES
 from tasks.measure import SCORES
 from tasks.methods import METHODS, AnyMethod
-from tasks.search import OWN, SEARCH, SEARCH_FILE, SearchSpec, Trial, better, sample, value
+from tasks.search import OWN, SEARCH, SEARCH_FILE, SearchSpec, Trial, better, ends, sample, value
 from tasks.train import SFT, SftSpec
 
 if TYPE_CHECKING:
@@ -301,9 +301,8 @@ def table(record: dict[str, Any]) -> Any:  # noqa: ANN401  a rich table
                 mark, row["name"], method, f"{row['learning_rate']:.3g}", str(row["steps"]), "", row["failed"] or "", ""
             )
             continue
-        low, high = row["interval"]
         apart = row["difference"]
-        less = f"{apart['value']:+.4g} [{apart['interval'][0]:+.4g}, {apart['interval'][1]:+.4g}]" if apart else ""
-        cells = (f"{row['learning_rate']:.3g}", str(row["steps"]), f"{row['value']:.4g}", f"[{low:.4g}, {high:.4g}]", less)
+        less = f"{apart['value']:+.4g} {ends(apart['interval'], '+.4g')}" if apart else ""
+        cells = (f"{row['learning_rate']:.3g}", str(row["steps"]), f"{row['value']:.4g}", ends(row["interval"]), less)
         shown.add_row(mark, row["name"], method, *(cell.replace("[", "\\[") for cell in cells))
     return shown

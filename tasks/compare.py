@@ -15,6 +15,7 @@ from typing import Any, NamedTuple, TypeAlias
 from pydantic import Field, PositiveFloat
 
 from evals.contrast import QUALITIES, Quality, median, pooled
+from evals.intervals import finite
 from evals.statistics import RESAMPLES, Estimate, Sample
 from tasks.compare_plot import draw
 from tasks.compare_report import markdown
@@ -219,7 +220,7 @@ def _estimated(samples: Sequence[Sample], spec: ComparisonSpec, *, runs: bool = 
         estimate = _estimate(samples, spec, LEVEL)
     except DataError as error:
         return {"error": str(error)}
-    cell: Cell = {"value": estimate.value, "low": estimate.low, "high": estimate.high}
+    cell: Cell = {"value": estimate.value, "low": finite(estimate.low), "high": finite(estimate.high)}
     cell |= {"n": estimate.items, "clusters": estimate.clusters}
     if runs and len(samples) > 1:
         cell["per_seed"] = [float(s.of_totals(*(column.sum() for column in s.columns))) for s in samples]
@@ -327,5 +328,5 @@ def _number(value: Json) -> float:
     return value
 
 
-COMPARISON = Stage("comparison", 2, "comparison", comparison)
+COMPARISON = Stage("comparison", 3, "comparison", comparison)
 """inputs: scores/base; sft, scores, merge, profile of each method as named by `part`"""

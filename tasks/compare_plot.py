@@ -27,7 +27,8 @@ def draw(record: Mapping[str, Any], path: Path) -> None:
     axes.set_facecolor("none")
     points = [point for row in record["rows"] if (point := _point(row))]
     for number, (_, memory, cell) in enumerate(points):
-        spread = [[cell["value"] - cell["low"]], [cell["high"] - cell["value"]]]
+        low, high = (math.nan if cell[end] is None else cell[end] for end in ("low", "high"))  # no bar towards what is not known
+        spread = [[cell["value"] - low], [high - cell["value"]]]
         colour = _COLOURS[number % len(_COLOURS)]
         marker = _MARKERS[number // len(_COLOURS) % len(_MARKERS)]
         axes.errorbar(

@@ -168,7 +168,7 @@ def _cell(cell: Mapping[str, Any] | None, write: Callable[[float], str]) -> str:
         return _NONE
     text = write(cell["value"])
     if "low" in cell:
-        low, high = write(cell["low"]), write(cell["high"])
+        low, high = ("?" if cell[end] is None else write(cell[end]) for end in ("low", "high"))
         text += f" [{low.removesuffix(' %')}, {high.removesuffix(' %')}]"
     if "per_seed" in cell:
         text += f" {{{write(min(cell['per_seed']))}, {write(max(cell['per_seed']))}}}"
@@ -212,10 +212,15 @@ def _contrasts(record: Record) -> list[dict[str, str]]:
             for name, quality in record["qualities"].items():
                 cell = cells.get(name)
                 text = _cell(cell, lambda value: f"{value:+.3f}" if quality["neutral"] == 0 else _number(value))  # noqa: B023
-                sure = cell and "low" in cell and not cell["low"] <= quality["neutral"] <= cell["high"]
+                sure = cell and "low" in cell and _excludes(cell, quality["neutral"])
                 line[quality["title"]] = f"**{text}**" if sure else text
             found.append(line)
     return found
+
+
+def _excludes(cell: Mapping[str, Any], number: float) -> bool:
+    """Whether the interval does not hold `number`; an end that is not known excludes nothing."""
+    return (cell["low"] is not None and cell["low"] > number) or (cell["high"] is not None and cell["high"] < number)
 
 
 def _timed(base: Mapping[str, Any]) -> str:

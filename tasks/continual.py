@@ -191,5 +191,5 @@ def read_forgetting(folder: Path) -> dict[str, Any]:
 
 REPLAY = Stage("replay", 1, "instructions", replay)
 """inputs: data, earlier_0, earlier_1, ... (instructions)"""
-FORGETTING = Stage("forgetting", 2, "forgetting", measure)
+FORGETTING = Stage("forgetting", 3, "forgetting", measure)
 """inputs: scores_<i>_<j>, data_<j>"""

@@ -5,6 +5,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from evals.gates import shown
+
 if TYPE_CHECKING:
     from rich.table import Table
 
@@ -57,14 +59,14 @@ def table(record: Mapping[str, Any]) -> "Table":
     for name in record["tasks"]:
         made.add_column(name, justify="right")
     for i, (name, cells) in enumerate(zip(record["rows"], record["cells"], strict=True)):
-        shown = []
+        texts: list[Text] = []
         for j, cell in enumerate(cells):
-            lost = cell["ratio"] and cell["ratio"]["low"] > 1
+            lost = cell["ratio"] and (cell["ratio"]["low"] or 0) > 1
             style = "bold green" if i == j + 1 else "red" if lost else "dim" if i <= j else ""
-            shown.append(
+            texts.append(
                 Text(f"{cell['value']:.3f}" + (f" ({cell['ratio']['value']:.2f})" if cell["ratio"] else ""), style=style)
             )
-        made.add_row(name, *shown)
+        made.add_row(name, *texts)
     return made
 
 
@@ -110,8 +112,8 @@ def draw(record: Mapping[str, Any], path: Path) -> None:
 
 def _cell(cell: Mapping[str, Any], *, bold: bool) -> str:
     value = f"{cell['value']:.3f}"
-    shown = f"{f'**{value}**' if bold else value} [{cell['low']:.3f}, {cell['high']:.3f}]"
-    return shown + (f" ({cell['ratio']['value']:.2f})" if cell["ratio"] else "")
+    text = f"{f'**{value}**' if bold else value} [{shown(cell['low'])}, {shown(cell['high'])}]"
+    return text + (f" ({cell['ratio']['value']:.2f})" if cell["ratio"] else "")
 
 
 def _estimate(value: Mapping[str, float] | None) -> str:

@@ -2,11 +2,12 @@
 """The stage `search`: every trial of a search in one table, compared with the plan's own method on the same held-out items."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from evals.estimates import Against, metric
+from evals.intervals import finite
 from evals.scores import Scores
 from evals.statistics import Estimate, Sample, contrast
 from tasks.core.contract import Metrics, Run, Stage
@@ -96,10 +97,11 @@ def _row(spec: SearchSpec, trial: Trial, of: Sample | None, own: Sample) -> dict
     if of is None:
         return row
     found = of.estimate(LEVEL, seed=spec.seed)
-    row |= {"value": found.value, "interval": [found.low, found.high], "items": found.items}
+    row |= {"value": found.value, "interval": [finite(found.low), finite(found.high)], "items": found.items}
     if trial.name != OWN and trial.rung == len(spec.steps) - 1:
         apart = contrast(of, own).estimate(LEVEL, seed=spec.seed)
-        row["difference"] = {"value": apart.value, "interval": [apart.low, apart.high], "real": _clear(apart)}
+        interval = [finite(apart.low), finite(apart.high)]
+        row["difference"] = {"value": apart.value, "interval": interval, "real": _clear(apart)}
     return row
 
 
@@ -122,19 +124,28 @@ def markdown(record: Mapping[str, Any]) -> str:
     for row in record["trials"]:
         method = ", ".join(f"{k} {_plain(v)}" if k != "name" else str(v) for k, v in row["method"].items())
         apart = row["difference"]
-        difference = f"{apart['value']:+.4g} [{apart['interval'][0]:+.4g}, {apart['interval'][1]:+.4g}]" if apart else ""
+        difference = f"{apart['value']:+.4g} {ends(apart['interval'], '+.4g')}" if apart else ""
         note = row["failed"] or (
             "winner" if row["name"] == record["winner"] else "" if row["steps"] == record["steps"][-1] else "stopped"
         )
-        shown = ("", "") if row["value"] is None else (f"{row['value']:.4g}", "[{:.4g}, {:.4g}]".format(*row["interval"]))
+        shown = ("", "") if row["value"] is None else (f"{row['value']:.4g}", ends(row["interval"]))
         cells = (row["name"], method, f"{row['learning_rate']:.3g}", str(row["steps"]), *shown, difference, note)
         lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
     return "\n".join(lines) + "\n"
+
+
+def ends(interval: Sequence[float | None], form: str = ".4g") -> str:
+    """An interval for people; `?` is an end that is not known.
+
+    >>> ends([0.12345, None])
+    '[0.1235, ?]'
+    """
+    return f"[{', '.join('?' if end is None else format(end, form) for end in interval)}]"
 
 
 def _plain(item: object) -> str:
     return "/".join(map(str, item)) if isinstance(item, list) else f"{item:g}" if isinstance(item, float) else str(item)
 
 
-SEARCH = Stage("search", 2, "search", search)
+SEARCH = Stage("search", 3, "search", search)
 """inputs: scores by trial name; base where the metric compares with it"""

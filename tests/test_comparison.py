@@ -194,6 +194,26 @@ def test_contrasts_are_paired_so_a_small_sure_difference_shows_under_overlapping
     assert "**" in next(line for line in text(kitchen, FULL, LORA).splitlines() if line.startswith("| full"))
 
 
+def test_what_shows_nothing_about_other_items_has_an_interval_without_ends(kitchen):
+    """Two methods that came out the same, such as one that never left the base and its reference."""
+    kitchen.method("full", trained=Trained(), scored=Scored(answers=0.02)).method("lora", scored=Scored(answers=0.02))
+    _, record = kitchen.compare(FULL, LORA)
+    ends = {"low": None, "high": None, "n": N, "clusters": N}
+    assert record["rows"][1]["against_reference"]["answers"] == {"value": 1.0, **ends}
+    assert record["leaders"]["answers"]["as_good"] == ["lora"]
+    assert "| lora | 1.000 [?, ?] |" in text(kitchen, FULL, LORA)  # and not in bold
+
+
+def test_a_point_whose_interval_has_no_ends_is_drawn_without_a_bar(kitchen, tmp_path):
+    from tasks.compare_plot import draw
+
+    kitchen.method("full", trained=Trained(), scored=Scored(answers=0.02))
+    _, record = kitchen.compare(FULL)
+    cells(record, "full")["answers"] |= {"low": None, "high": None}
+    draw(record, tmp_path / "a.png")
+    assert (tmp_path / "a.png").stat().st_size > 0
+
+
 def text(kitchen, *rows):
     return (kitchen.compare(*rows)[0].path / "comparison.md").read_text()
 

@@ -73,8 +73,14 @@ def write_atomic(path: Path, text: str) -> None:
 
 
 def write_json(path: Path, value: Json) -> None:
-    """Write `value` atomically, indented for people."""
-    write_atomic(path, json.dumps(value, indent=2, ensure_ascii=False, sort_keys=True) + "\n")
+    """Write `value` atomically, indented for people.  Raises DataError for a number that JSON has not."""
+    try:
+        text = json.dumps(value, indent=2, ensure_ascii=False, sort_keys=True, allow_nan=False)
+    except ValueError as error:
+        raise DataError(
+            f"{path.name}: holds a number that is infinite or none (NaN), and JSON has no such; did it diverge?"
+        ) from error
+    write_atomic(path, text + "\n")
 
 
 def sync(path: Path) -> None:

@@ -48,6 +48,9 @@ def main(path: Path) -> int:
         inputs = {name: Path(value) for name, value in job["inputs"].items()}
         run = Run(work, Path(job["models"]), Execution(**job["execution"]), log=_log, progress=_progress)
         metrics = function(spec, inputs, Path(job["out"]), run)
+        report_usage(work, int(os.environ.get("RANK", "0")))
+        if first:
+            write_json(work / "metrics.json", metrics)
     except BaseException as error:  # noqa: BLE001  this is the process's last line of defence: say it, then exit
         _log(traceback.format_exc())
         if not isinstance(error, Exception):
@@ -55,9 +58,6 @@ def main(path: Path) -> int:
         known = classified(error)
         write_json(work / "error.json", {"type": type(known).__name__, "message": redact(str(known))})
         return known.exit_code
-    report_usage(work, int(os.environ.get("RANK", "0")))
-    if first:
-        write_json(work / "metrics.json", metrics)
     return 0
 
 

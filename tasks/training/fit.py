@@ -6,7 +6,7 @@ Data arrive in their final order (`data.schedule`) and are read in sequence, so 
 
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from math import ceil
@@ -206,7 +206,13 @@ def _curve(history: Sequence[dict[str, float]]) -> list[Any]:
     rows = [row for row in history if "loss" in row]
     kept = (*_CURVE_FIELDS, "rewards/chosen", "rewards/rejected", "rewards/margins", "rewards/accuracies")
     named = [[*kept, *sorted(name for name in row if name.startswith(REWARD_OF))] for row in rows]
-    return [{"step": row["step"], **{n: row[n] for n in names if n in row}} for names, row in zip(named, rows, strict=True)]
+    curve = [{"step": row["step"], **{n: row[n] for n in names if n in row}} for names, row in zip(named, rows, strict=True)]
+    return [*map(_numbers, curve)]
+
+
+def _numbers(row: Mapping[str, Any]) -> dict[str, Any]:
+    """`row` of a curve without what is infinite or NaN, such as the mean of a rule that had nothing to say in a step."""
+    return {name: value for name, value in row.items() if not isinstance(value, float) or math.isfinite(value)}
 
 
 def _check(trainer: Any, steps: int, curve: Sequence[dict[str, Any]]) -> None:  # noqa: ANN401

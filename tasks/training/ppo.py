@@ -161,7 +161,8 @@ class _Ppo(Quiet, Trainer):
     def keep_curve(self, *more: Mapping[str, float]) -> None:
         """Keep the curve so far in the work folder, and rows that have not become part of it."""
         rows: list[Any] = [row for row in self.state.log_history if "loss" in row]
-        write_json(self._run.work / CURVE, [*rows, *({"step": self.state.global_step, **row} for row in more)])
+        rows += [{"step": self.state.global_step, **row} for row in more]
+        write_json(self._run.work / CURVE, [{name: value for name, value in row.items() if isfinite(value)} for row in rows])
 
     def _guarded(self, row: Mapping[str, float], check: Any) -> None:  # noqa: ANN401
         """Run `check`; if it ends the run, keep the curve up to the numbers that did."""

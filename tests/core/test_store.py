@@ -10,6 +10,7 @@ import pytest
 from tasks.core.build import Workshop
 from tasks.core.contract import Inputs, Metrics, Run, Stage, Usage
 from tasks.core.errors import DataError, SpecError
+from tasks.core.files import write_json
 from tasks.core.remote import Remote
 from tasks.core.spec import Spec
 from tasks.core.store import MANIFEST, Store
@@ -249,6 +250,14 @@ def test_a_hit_asks_the_shared_storage_once_and_sends_nothing_again(tmp_path, mo
     here.build(UPPER, Letters(), {})
     assert asked == [first.key]
     assert sent.stat().st_mtime_ns == before
+
+
+@pytest.mark.parametrize("number", [float("nan"), float("inf"), -float("inf")])
+def test_no_file_holds_a_number_that_json_has_not(tmp_path, number):
+    path = tmp_path / "report.json"
+    with pytest.raises(DataError, match=r"report\.json: holds a number that is infinite or none"):
+        write_json(path, {"low": [0.5, number]})
+    assert not path.exists()
 
 
 def test_metrics_that_json_cannot_hold_are_refused_before_anything_is_in_place(shop):

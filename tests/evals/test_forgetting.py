@@ -5,6 +5,7 @@ import pytest
 
 from evals.forgetting import MEANINGS, cell, summary
 from evals.scores import Series
+from tasks.continual_report import markdown, table
 from tasks.core.errors import DataError
 
 LOSSES = np.array(  # rows: base, after 1, 2, 3; columns: tasks
@@ -62,6 +63,17 @@ def test_a_cell_compares_with_just_after_learning_and_only_later_rows_do(losses)
     assert late["low"] < 4.0 < late["high"]
     assert late["ratio"]["value"] == pytest.approx(np.exp(3.0))
     assert late["tokens"] == losses[3, 0].weights.sum()
+
+
+def test_where_all_items_say_the_same_the_ends_of_the_interval_are_not_known(losses):
+    losses[3, 0] = losses[1, 0]  # a task with an adapter of its own is answered as it was when it was learned
+    found = cell(losses, 3, 0, level=0.95, seed=0)
+    assert found["ratio"] == {"value": 1.0, "low": None, "high": None, "items": 40}
+    shown = {**found, "low": None, "high": None}
+    record = {"tasks": ["birds"], "rows": ["after"], "cells": [[shown]], "level": 0.95, "averages": {}, "apart": False}
+    record["seen_in_training"] = {}
+    assert f"| after | {found['value']:.3f} [?, ?] (1.00) |" in markdown(record)
+    assert [str(cell) for cell in table(record).columns[1].cells] == [f"{found['value']:.3f} (1.00)"]
 
 
 def test_one_task_has_no_transfer_and_other_items_are_refused(losses):

@@ -14,9 +14,10 @@ from smoke import ended, write_smoke
 
 from flows.loading import load
 from flows.plan import Plan
-from flows.search import search, target_of, winner, write_winner
+from flows.search import search, table, target_of, winner, write_winner
 from tasks.core.errors import SpecError
-from tasks.search import SEARCH_FILE
+from tasks.search import SEARCH_FILE, SearchSpec, Trial
+from tasks.search import search as summarise
 from tasks.tables import score, write_scores
 
 DEMO = Path(__file__).parents[2] / "flows" / "plans" / "search.yaml"
@@ -111,6 +112,21 @@ def test_a_failed_trial_is_listed_with_its_reason_and_never_wins(tmp_path):
     assert failed
     assert all(row["value"] is None and row["failed"] == "training diverged" and row["method"]["name"] == "ia3" for row in failed)
     assert record["winner"] not in [row["name"] for row in failed]
+
+
+def test_a_trial_that_equals_the_plans_own_item_by_item_is_not_told_from_it(tmp_path):
+    rows = [{"id": f"{i:02}", "conversation": f"{i:02}"} for i in range(30)]
+    write_scores(tmp_path, [score("answer_nll", row, 1 + i / 30, weight=10) for i, row in enumerate(rows)])
+    plan = load(DEMO)
+    trials = tuple(Trial(name=name, sft=plan.sft, rung=0) for name in ("own", "trial-0"))
+    spec = SearchSpec(metric="answer_perplexity", steps=(2,), trials=trials)
+    summarise(spec, {"own": tmp_path, "trial-0": tmp_path}, tmp_path, None)
+    record = json.loads((tmp_path / SEARCH_FILE).read_text())
+    assert record["winner"] == "own"
+    twin = next(row for row in record["trials"] if row["name"] == "trial-0")
+    assert twin["difference"] == {"value": 0.0, "interval": [None, None], "real": False}
+    assert "+0 [?, ?]" in (tmp_path / "search.md").read_text()
+    assert "+0 \\[?, ?]" in list(table(record).columns[-1].cells)[1]
 
 
 def test_a_varied_rank_keeps_alpha_over_rank(tmp_path):

@@ -1,19 +1,21 @@
 """Each training job on the tiny model: what moves, what stays, where it starts, and that it comes out the same again."""
 
 import json
+from pathlib import Path
 
 import pytest
 import tiny
 import torch
 from safetensors.torch import load_file
 
-from tasks.core.contract import Execution, Run
+from tasks.core.contract import Execution, Inputs, Metrics, Run
 from tasks.core.errors import AlignError, DataError, SpecError
 from tasks.core.files import DigestCache, remove, tree
 from tasks.policy import base_path, read_record
 from tasks.preference import DpoSpec
 from tasks.train import RewardSpec, SftSpec
-from tasks.training import dpo
+from tasks.training import __main__ as child
+from tasks.training import dpo, fit
 from tasks.training.data import Encoder
 from tasks.training.models import load
 from tasks.training.reward import score_texts
@@ -61,6 +63,26 @@ def test_loss_falls(train, sft_policies, job, method):
     if job == "reward":
         assert metrics["heldout_length_baseline"] == pytest.approx(0.5, abs=0.5)
         assert 0 <= metrics["heldout_accuracy"] <= 1
+
+
+def test_a_curve_leaves_out_what_was_no_number_in_a_step():
+    rows = [{"step": 1, "loss": 2.0, "grad_norm": float("nan")}, {"step": 2, "loss": 1.0, "grad_norm": 0.5}, {"step": 2, "x": 1}]
+    assert fit._curve(rows) == [{"step": 1, "loss": 2.0}, {"step": 2, "loss": 1.0, "grad_norm": 0.5}]
+
+
+def test_a_child_whose_metrics_are_no_numbers_says_so(tmp_path, monkeypatch):
+    job = {"job": "sft", "spec": spec("sft", "lora").model_dump(), "inputs": {}, "out": str(tmp_path), "work": str(tmp_path),
+           "models": str(tmp_path), "execution": {}}  # fmt: skip
+    (tmp_path / "job.json").write_text(json.dumps(job))
+
+    def diverged(spec: SftSpec, inputs: Inputs, out: Path, run: Run) -> Metrics:
+        return {"loss": float("nan")}
+
+    monkeypatch.setattr("tasks.training.sft.run", diverged)
+    assert child.main(tmp_path / "job.json") == DataError.exit_code
+    error = json.loads((tmp_path / "error.json").read_text())
+    assert error["type"] == "DataError"
+    assert error["message"].startswith("metrics.json: holds a number that is infinite or none")
 
 
 def test_lora_moves_its_adapter_and_leaves_the_base_alone(shop, train):
