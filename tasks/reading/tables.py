@@ -7,7 +7,7 @@ import shutil
 import tempfile
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -26,6 +26,37 @@ csv.field_size_limit(2**31 - 1)
 
 def delimited(stream: Iterable[str], encoding: str, where: str, delimiter: str) -> Iterator[Record]:
     """The rows of a CSV file under their header.  Raises DataError for a header that repeats a name and a quote left open."""
+    header: list[str] | None = None
+    for line, raw, cells, reason in _csv_rows(stream, where, delimiter):
+        if header is None:
+            if reason is not None or undecodable(raw, encoding):
+                raise DataError(
+                    f"{where}: the header is broken ({reason or f'it is not {encoding}'}); the first line names the columns"
+                )
+            header = _header(cells, where)
+        elif reason is not None:
+            yield refused(line, raw, reason)
+        elif undecodable(raw, encoding):
+            yield refused(line, raw, f"not {encoding}")
+        elif len(cells) != len(header):
+            yield refused(line, raw, f"ragged row: {len(cells)} cells under {len(header)} columns")
+        else:
+            yield Record(line, raw, dict(zip(header, cells, strict=True)))
+
+
+class _CsvRow(NamedTuple):
+    """A row of a CSV file that is not blank."""
+
+    line: int
+    """its first"""
+    raw: str
+    cells: list[str]
+    reason: str | None
+    """why it cannot be read"""
+
+
+def _csv_rows(stream: Iterable[str], where: str, delimiter: str) -> Iterator[_CsvRow]:
+    """Each row beside the text that it was read from, which may be several lines."""
     taken: list[str] = []
 
     def remember() -> Iterator[str]:
@@ -34,40 +65,25 @@ def delimited(stream: Iterable[str], encoding: str, where: str, delimiter: str) 
             yield line
 
     rows = csv.reader(remember(), delimiter=delimiter, strict=True)
-    header: list[str] | None = None
     line = 1
     while True:
         taken.clear()
         reason = None
-        row: list[str] = []
+        cells: list[str] = []
         try:
-            row = next(rows)
+            cells = next(rows)
         except StopIteration:
             return
         except csv.Error as error:
             if "unexpected end of data" in str(error):
                 raise DataError(f"{where}: a quote opened at line {line} is never closed; close it, or double it") from None
             reason = f"not a CSV row: {error}"
-        raw = "".join(taken).rstrip("\r\n")
         start, line = line, line + len(taken)
-        if reason is None and not any(cell.strip() for cell in row):
-            if len(row) <= 1:
+        if reason is None and not any(cell.strip() for cell in cells):
+            if len(cells) <= 1:
                 continue  # a blank line
             reason = "every cell is empty"
-        if header is None:
-            if reason is not None or undecodable(raw, encoding):
-                raise DataError(
-                    f"{where}: the header is broken ({reason or f'it is not {encoding}'}); the first line names the columns"
-                )
-            header = _header(row, where)
-        elif reason is not None:
-            yield refused(start, raw, reason)
-        elif undecodable(raw, encoding):
-            yield refused(start, raw, f"not {encoding}")
-        elif len(row) != len(header):
-            yield refused(start, raw, f"ragged row: {len(row)} cells under {len(header)} columns")
-        else:
-            yield Record(start, raw, dict(zip(header, row, strict=True)))
+        yield _CsvRow(start, "".join(taken).rstrip("\r\n"), cells, reason)
 
 
 def _header(row: list[str], where: str) -> list[str]:
