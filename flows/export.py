@@ -1,6 +1,5 @@
 """`align export`: a release as a folder that other tools load, and to the Hugging Face hub where that is asked for."""
 
-import json
 import tempfile
 from pathlib import Path
 from typing import Literal
@@ -19,7 +18,7 @@ from tasks.core.errors import SpecError
 from tasks.core.store import Store
 from tasks.export import Exported, Form, refuse_taken, source, vllm_says, write
 from tasks.hub import check_push, push
-from tasks.release import RELEASE_FILE
+from tasks.released import release_record
 
 
 def export(
@@ -53,7 +52,7 @@ def export(
         done = write(given, release, folder)
     url = None
     if repo:
-        record = json.loads((release.path / RELEASE_FILE).read_text(encoding="utf-8"))["verdict"]
+        record = release_record(release)["verdict"]
         url = push(folder, repo, token, public=public, message=f"Release {release.key[:12]}, {headline(record)[2:]}")
     _tell(done, url, json_output=json_output)
 

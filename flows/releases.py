@@ -1,6 +1,5 @@
 """Channels for people: which release each points to, since when, by whom and why; and moving one by hand."""
 
-import json
 from typing import Any
 
 from rich.console import Group
@@ -13,7 +12,7 @@ from flows.inspect import echo_json, release_named
 from tasks.channels import channel, channels, history, promote, rollback
 from tasks.core.errors import DataError, SpecError
 from tasks.core.store import Store
-from tasks.release import RELEASE_FILE
+from tasks.released import release_record
 from tasks.review import said
 
 _LATEST = 5
@@ -64,9 +63,12 @@ def _tell(line: str, by: str) -> None:
 def _of(store: Store, key: str) -> dict[str, str | None]:
     """What a release says of itself: its model's name and its verdict in a line; nulls where it is gone or damaged."""
     release = store.find("release", key)
-    if release is None or not (release.path / RELEASE_FILE).is_file():
+    try:
+        record: dict[str, Any] | None = release_record(release) if release else None
+    except DataError:
+        record = None
+    if record is None:
         return {"name": None, "verdict": None}
-    record: dict[str, Any] = json.loads((release.path / RELEASE_FILE).read_text(encoding="utf-8"))
     approval = record.get("approval")
     return {
         "name": record["name"],

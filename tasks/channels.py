@@ -8,7 +8,7 @@ import re
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from pydantic import BaseModel, ConfigDict
 
@@ -16,6 +16,7 @@ from tasks.core.errors import DataError, GateError, SpecError
 from tasks.core.files import write_json
 from tasks.core.spec import Json, canonical, sha256
 from tasks.core.store import Artifact, Store
+from tasks.released import release_record
 
 _NAME = r"[a-z0-9][a-z0-9._-]*"
 _REMEDY = "restore it from a backup, or delete it and promote a release again"
@@ -69,7 +70,7 @@ def promote(store: Store, channel: str, release: Artifact, *, why: str = "", by:
             return False
         released_policy(store, release)
         if not again:
-            if _record(release)["policy"]["digest"] in _taken_back(store, known):
+            if release_record(release)["policy"]["digest"] in _taken_back(store, known):
                 return False
             _refuse_unmet(store, known, release)
         _write(store, known, _move("promote", release, why, by))
@@ -112,7 +113,7 @@ def opponent(store: Store, keys: Sequence[str], policy: str) -> str | None:
     """
     for key in reversed(keys):
         release = store.find("release", key)
-        record = _record(release) if release else None
+        record = release_record(release) if release else None
         if record is None or record["policy"]["digest"] != policy:
             return key
         if "champion" in record["verdict"]:
@@ -138,7 +139,7 @@ def released_policy(store: Store, release: Artifact, *, deep: bool = True) -> Ar
     """
     if damage := release.damage(deep=deep):
         raise DataError(f"release {release.key[:12]}: {damage}, so it is not used; `align rerun release PLAN` builds it again")
-    record = _record(release)["policy"]
+    record = release_record(release)["policy"]
     policy = store.at(f"policy/{record['key']}")
     damage = policy.damage(deep=deep)
     if policy.digest != record["digest"]:
@@ -151,7 +152,7 @@ def released_policy(store: Store, release: Artifact, *, deep: bool = True) -> Ar
 
 def _refuse_unmet(store: Store, known: _Channel, release: Artifact) -> None:
     """Raise GateError where `release` was judged against a champion, or against none yet, and another one stands by now."""
-    record = _record(release)
+    record = release_record(release)
     if "champion" not in record["verdict"]:
         return
     met, policy = record["verdict"]["champion"], record["policy"]["digest"]
@@ -178,20 +179,11 @@ def _taken_back(store: Store, known: _Channel) -> set[str]:
 
 def _policy_of(store: Store, key: str) -> set[str]:
     release = store.find("release", key)
-    return {_record(release)["policy"]["digest"]} if release else set()
+    return {release_record(release)["policy"]["digest"]} if release else set()
 
 
 def _named(key: str | None) -> str:
     return f"release {key[:12]}" if key else "no champion"
-
-
-def _record(release: Artifact) -> Any:  # noqa: ANN401
-    try:
-        return json.loads((release.path / "release.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise DataError(
-            f"release {release.key[:12]}: release.json is not readable ({error}); `align rerun release PLAN` builds it again"
-        ) from error
 
 
 def _move(action: Literal["promote", "rollback"], release: Artifact, why: str, by: str) -> Move:

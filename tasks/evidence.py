@@ -25,7 +25,8 @@ from tasks.core.spec import Json, differences
 from tasks.core.store import Artifact, Store
 from tasks.judge import VERDICT_FILE
 from tasks.present import training
-from tasks.release import RELEASE_FILE, outline
+from tasks.release import outline
+from tasks.released import release_record
 from tasks.review import Subject, inert
 from tasks.tables import ANSWERS_FILE, answer_item, read_rows
 
@@ -103,7 +104,7 @@ def champion_of(store: Store, channel: str) -> dict[str, Any] | None:
 
     key = points_to(store, channel)
     release = store.find("release", key) if key else None
-    return json.loads((release.path / RELEASE_FILE).read_text(encoding="utf-8")) | {"key": release.key} if release else None
+    return release_record(release) | {"key": release.key} if release else None
 
 
 def _ask(plan: str, channel: str, verdict: Mapping[str, Any], policy: Artifact, champion: Mapping[str, Any] | None) -> str:

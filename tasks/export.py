@@ -22,7 +22,8 @@ from tasks.heads import FORMS, read_head
 from tasks.merge import MERGE, MergeSpec
 from tasks.methods import METHODS, AnyMethod
 from tasks.policy import ADAPTERS, MODEL, TEMPLATE, TOKENIZER_FILES, PolicyRecord, is_seq2seq, read_record, sees_images
-from tasks.release import AUTO_CLASSES, CARD_FILE, RELEASE_FILE, auto_class
+from tasks.release import AUTO_CLASSES, CARD_FILE, auto_class
+from tasks.released import release_record
 from tasks.vllm_format import CONFIG, VllmLora, vllm_lora
 
 Form = Literal["merged", "adapter"]
@@ -201,7 +202,7 @@ def _fill(given: Source, release: Artifact, draft: Path, folder: Path) -> Export
         vllm = vllm_says(given)
         quantised = given.record.quantization is not None
         if not vllm.problems:
-            name = _json(release.path / RELEASE_FILE)["name"]
+            name = release_record(release)["name"]
             command = vllm.command(base, name, str(folder), quantised=quantised)
     else:
         shutil.copytree(given.model, draft, copy_function=shutil.copyfile)
@@ -269,7 +270,7 @@ def _auto(given: Source) -> str:
 
 
 def _lineage(release: Artifact) -> list[dict[str, Any]]:
-    return _json(release.path / RELEASE_FILE)["lineage"]
+    return release_record(release)["lineage"]
 
 
 def _json(path: Path) -> Any:  # noqa: ANN401

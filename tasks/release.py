@@ -23,10 +23,10 @@ from tasks.core.store import Artifact, Store
 from tasks.heads import FORMS
 from tasks.judge import VERDICT_FILE
 from tasks.policy import ADAPTERS, MODEL, PolicyRecord, is_seq2seq, read_record, sees_images
+from tasks.released import RELEASE_FILE
 from tasks.review import Approval, Decision, Subject, inert, read, standing
 
 CARD = Path(__file__).parent / "templates" / "model_card.md.j2"
-RELEASE_FILE = "release.json"
 CARD_FILE = "README.md"
 DECISION = "decision"
 """the input that is a person's approval"""

@@ -16,7 +16,7 @@ from tasks.core.spec import Json
 from tasks.core.store import Artifact, Store
 from tasks.evidence import Samples, changes, samples
 from tasks.judge import VERDICT_FILE
-from tasks.release import RELEASE_FILE
+from tasks.released import release_record
 from tasks.tables import ANSWERS_FILE
 from tasks.training_plot import CURVE
 
@@ -130,13 +130,14 @@ def gather(store: Store, record: Mapping[str, Any]) -> Facts:
         steps = tuple(sorted(steps, key=lambda step: place.get(step.artifact.key, len(place)) if step.artifact else len(place)))
     found = {step.name: step.artifact for step in steps if step.artifact}
     verdict = _read(found.get("verdict"), VERDICT_FILE)
-    release = _read(found.get("release"), RELEASE_FILE)
+    release = release_record(found["release"]) if "release" in found else None
     own = found["release"].key if "release" in found else None
     pointed = _pointed_to(store, record, record["started"])
     stood = pointed is not None and pointed == own
     met: Any = verdict.get("champion") if verdict else None
     before: str | None = str(met["release"]) if met else None if stood else pointed
-    former = _read(_opened(store, before and f"release/{before}"), RELEASE_FILE)
+    stands = _opened(store, before and f"release/{before}")
+    former = release_record(stands) if stands else None
     return Facts(
         record=record, steps=steps, verdict=verdict, release=release,
         release_key=own, stood=stood, points_to=_pointed_to(store, record, record.get("finished") or "9"),
