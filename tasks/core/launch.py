@@ -142,8 +142,9 @@ def _start(command: list[str], work: Path, run: Run, *, network: bool) -> "subpr
     )  # fmt: skip
 
 
-def _gpus() -> bool:
-    return any(Path("/dev").glob("nvidia[0-9]*")) or any(map(os.path.exists, ("/dev/kfd", "/dev/dxg")))
+def _gpus(devices: Path = Path("/dev")) -> bool:
+    """Whether there is a GPU that a child could take: NVIDIA's, AMD's (kfd), or that of Windows under WSL (dxg)."""
+    return any(devices.glob("nvidia[0-9]*")) or any((devices / name).exists() for name in ("kfd", "dxg"))
 
 
 def _command(processes: int) -> list[str]:

@@ -68,6 +68,24 @@ def test_a_child_is_offline_unless_its_stage_is_for_the_network_and_the_user_all
     assert child(OFFLINE, network=True) == {"offline": heard}
 
 
+@pytest.mark.parametrize(
+    ("device", "found"), [("nvidia0", True), ("kfd", True), ("dxg", True), ("nvidiactl", False), ("null", False)]
+)
+def test_a_gpu_is_known_by_its_device_and_its_driver_never_meets_a_fork(child, monkeypatch, tmp_path, device, found):
+    devices = tmp_path / "dev"
+    devices.mkdir()
+    (devices / device).touch()
+    seen = launch._gpus(devices)
+    assert seen == found
+    forked = []
+    monkeypatch.setattr(launch, "_gpus", lambda: seen)
+    monkeypatch.setattr(launch, "fork", lambda work, environment: forked.append(work))
+    monkeypatch.setattr(launch, "_JOB", [sys.executable, str(child.work / "script.py")])
+    for asked in ("auto", "cpu"):  # one that is told to stay off the GPU may be forked all the same
+        child(OFFLINE, device=asked)
+    assert len(forked) == (1 if found else 2)
+
+
 def test_a_child_that_may_use_the_network_is_no_fork_of_a_process_that_may_not(child, monkeypatch):
     forked = []
     monkeypatch.setattr(launch, "fork", lambda work, environment: forked.append(environment["HF_HUB_OFFLINE"]))
