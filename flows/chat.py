@@ -153,13 +153,7 @@ def talk(
 ) -> None:
     """Load `name`, and `other` beside it or the `adapters`, then converse, or answer what comes through a pipe once."""
     terminal = sys.stdin.isatty()
-    if json_output and terminal:
-        raise SpecError(
-            '--json: it is for what comes through a pipe; write a prompt into it: echo "What is rain?" | align chat ...'
-        )
-    if other is not None and (adapters or other == name):
-        what = f"--adapter {adapters[0]}" if adapters else name
-        raise SpecError(f"{what}: two policies side by side are two names, and switched by /left NAME and /right NAME")
+    _check(name, other, adapters, json_output=json_output, terminal=terminal)
     console = Console(stderr=True, highlight=False)
     execution = Execution.model_validate({"device": device})
     from flows.side_by_side import Pair
@@ -189,6 +183,17 @@ def talk(
                 converse(talker, console)
             else:
                 talker.answer_once(_piped(sys.stdin.read()), sys.stdout, json_output=json_output)
+
+
+def _check(name: str, other: str | None, adapters: Sequence[str], *, json_output: bool, terminal: bool) -> None:
+    """Refuse what does not go together, before anything is looked up."""
+    if json_output and terminal:
+        raise SpecError(
+            '--json: it is for what comes through a pipe; write a prompt into it: echo "What is rain?" | align chat ...'
+        )
+    if other is not None and (adapters or other == name):
+        what = f"--adapter {adapters[0]}" if adapters else name
+        raise SpecError(f"{what}: two policies side by side are two names, and switched by /left NAME and /right NAME")
 
 
 def _piped(prompt: str) -> str:

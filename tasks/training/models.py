@@ -99,9 +99,7 @@ def load(
     if quantised:
         record = record.model_copy(update={"quantization": "nf4"})
     task = head.kind if head else task or record.task
-    if task != record.task and record.task != "policy":
-        what = "reward model" if record.task == "reward" else f"model for {record.task.replace('_', ' ')}"
-        raise DataError(f"{policy}: a {what}, where a {task} is needed; swap the inputs?")
+    _check_task(policy, record, task)
     device = torch_device(run)
     source = checked_source(policy, record, run)
     processor = processor_of(source)
@@ -112,17 +110,7 @@ def load(
     model = bare(source, record, task, device, keep_float32=trainable and (merged or not record.adapters), head=head)
     if record.quantization and merged and record.adapters:
         model = model.dequantize().to(torch.float32)
-    folders = [policy / ADAPTERS / name for name in record.adapters]
-    for folder in folders if merged else folders[:-1]:
-        if record.quantization and not merged:
-            raise SpecError(
-                f"{policy}: {len(folders)} adapters on a 4-bit base would have to be merged into it; add a merge stage"
-            )
-        model = unwrapped(with_adapter(model, folder, None).merge_and_unload())
-    if folders and not merged:
-        model = seeing_segments(with_adapter(model, folders[-1], PEFT_TASKS[task], trainable=trainable))
-    elif trainable:
-        model.requires_grad_(True)
+    model = _with_adapters(model, policy, record, task, merged=merged, trainable=trainable)
     if task != "policy":
         model.config.pad_token_id = padding(tokenizer) if head else pad_id(tokenizer)
     if record.task == "reward" and not record.chain:
@@ -131,6 +119,28 @@ def load(
         model.requires_grad_(False)
     model.train(trainable)
     return Loaded(model if record.quantization else model.to(device), tokenizer, record, source, device, processor)
+
+
+def _check_task(policy: Path, record: PolicyRecord, task: Task) -> None:
+    if task != record.task and record.task != "policy":
+        what = "reward model" if record.task == "reward" else f"model for {record.task.replace('_', ' ')}"
+        raise DataError(f"{policy}: a {what}, where a {task} is needed; swap the inputs?")
+
+
+def _with_adapters(model: Any, policy: Path, record: PolicyRecord, task: Task, *, merged: bool, trainable: bool) -> Any:  # noqa: ANN401
+    """`model` under the adapters of `policy`: all but the last merged into it, and the last too if `merged`."""
+    folders = [policy / ADAPTERS / name for name in record.adapters]
+    for folder in folders if merged else folders[:-1]:
+        if record.quantization and not merged:
+            raise SpecError(
+                f"{policy}: {len(folders)} adapters on a 4-bit base would have to be merged into it; add a merge stage"
+            )
+        model = unwrapped(with_adapter(model, folder, None).merge_and_unload())
+    if folders and not merged:
+        return seeing_segments(with_adapter(model, folders[-1], PEFT_TASKS[task], trainable=trainable))
+    if trainable:
+        model.requires_grad_(True)
+    return model
 
 
 def torch_device(run: Run) -> torch.device:
