@@ -5,7 +5,7 @@ from prefect.runtime import flow_run
 from prefect.task_runners import ThreadPoolTaskRunner
 
 from flows.champion import waited_for
-from flows.execute import look, require_judge
+from flows.execute import look, require_judge, require_vllm
 from flows.reviewing import Reviewing
 from flows.running import failure, named, recorded, tell
 from flows.task_pipeline import AnyPlan, pipeline
@@ -29,7 +29,9 @@ def align(plan: AnyPlan, rerun: str | None = None) -> str:
     with recorded("align", plan, build) as settle:
         review = Reviewing(plan, build, settle)
         review.hear()  # this run was suspended, and somebody decided
-        require_judge(look(plan).values())
+        steps = look(plan).values()
+        require_judge(steps)
+        require_vllm(steps)
         pipeline(plan, review, waited_for(plan, workshop.store))
         # one branch failed: the others still finish, and their artifacts stay
         failed = [error for name, future in build.futures.items() if (error := failure(name, future))]

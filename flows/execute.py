@@ -24,6 +24,8 @@ from tasks.core.store import Artifact
 from tasks.judging import JUDGING
 from tasks.pairwise import PAIRWISE
 from tasks.release import ReleaseSpec, ruling
+from tasks.rollouts import OnlineSpec
+from tasks.vllm_server import VllmServer
 
 
 def execute(
@@ -59,6 +61,12 @@ def require_judge(steps: Iterable[Step]) -> None:
     """Raise MachineError where a stage that is missing asks a judge that nobody named: not after hours of training."""
     if any(step.artifact is None and step.stage in (JUDGING, PAIRWISE) for step in steps):
         Judge.from_environment()
+
+
+def require_vllm(steps: Iterable[Step]) -> None:
+    """Raise MachineError where a stage that is missing has its answers written by a vLLM server that nobody named."""
+    if any(step.artifact is None and isinstance(step.spec, OnlineSpec) and step.spec.engine == "vllm" for step in steps):
+        VllmServer.from_environment()
 
 
 def up_to_date(plan: AnyPlan, steps: dict[str, Step], *, console: Console) -> bool:

@@ -19,7 +19,7 @@ from flows.plan_parts import Curated, ModelPlan, Part, ReleasePlan, SchedulePlan
 from flows.search_plan import SearchPlan
 from flows.suite_plan import SuiteEntry, check_suites
 from tasks.algorithms import ALGORITHMS, PolicySpec
-from tasks.chain import check_follow, check_merge, check_model, merges
+from tasks.chain import check_follow, check_merge, check_model, check_served, merges
 from tasks.core.build import Workshop
 from tasks.core.contract import Execution
 from tasks.core.store import Store
@@ -33,6 +33,7 @@ from tasks.methods import check_stage
 from tasks.release import ReleaseSpec
 from tasks.reward_model import RewardModelSpec, reward_request
 from tasks.rewarding import wants_model, wants_references
+from tasks.rollouts import OnlineSpec
 from tasks.train import PretrainSpec, RewardSpec, SftSpec
 
 _REWARDS = ("reward", "chosen_reward", "rejected_reward")
@@ -149,6 +150,10 @@ class Plan(Part):
         for where, before, after in [("sft", self.pretrain, self.sft), *steps] if self.pretrain else steps:
             with at(where):
                 check_follow(before.method, after.method, self.model.config())
+        if isinstance(self.policy, OnlineSpec) and self.policy.engine == "vllm":
+            with at("policy"):
+                trained = [spec.method for spec in (self.pretrain, self.sft, self.policy) if spec]
+                check_served(trained, self.model.config())
         if self.merge:
             with at("merge"):
                 check_merge((self.policy or self.sft).method, config=self.model.config())

@@ -3,11 +3,12 @@
 One rule: the first forward pass of a stage is exactly the policy it starts from.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 from tasks.core.errors import SpecError
 from tasks.methods import METHODS, AnyMethod, StageName, check_vision
+from tasks.vllm_format import of_model
 
 _AT_THE_START = ("dropout", "ratio", "init", "text", "encoder", "hidden")
 """fields that decide how weights start or learn, or what made them and is dropped"""
@@ -135,6 +136,24 @@ def check_model(stage: StageName, method: AnyMethod, config: Mapping[str, Any] |
     if "vision_config" in config:
         check_sight(stage)
     check_vision(method, sees="vision_config" in config)
+
+
+def check_served(methods: Sequence[AnyMethod], config: Mapping[str, Any] | None) -> None:
+    """Raise SpecError if vLLM could not write the answers of a policy trained by the last of `methods`, the others before it.
+
+    `config`: the base's config.json, where it is known.
+    """
+    if problems := list(of_model(config or {})):
+        raise SpecError(f"engine vllm: {problems[0]}; use engine: transformers")
+    last: AnyMethod | None = None
+    for method in methods:
+        if last and METHODS[last.name].adapter and METHODS[method.name].adapter and not same_shape(last, method):
+            raise SpecError(
+                f"engine vllm: the {method.name} adapter would lie on the {last.name} adapter of the stage before it, of another "
+                "shape, and vLLM puts none below the one that it serves; give both stages one method of one shape, or use "
+                "engine: transformers"
+            )
+        last = method
 
 
 def check_follow(before: AnyMethod, after: AnyMethod, config: Mapping[str, Any] | None = None) -> None:

@@ -482,6 +482,8 @@ def learning_rate(stage: StageName, method: AnyMethod) -> float:
     return METHODS[method.name].learning_rate[stage]
 
 
+VLLM_METHODS = ("lora", "qlora", "lora_plus", "rslora")
+"""what vLLM can take up while it runs, of the methods that learn from their own answers: those that rest as a plain LoRA"""
 VISION_METHODS = ("full", "lora", "qlora", "dora", "lora_plus", "rslora", "pissa", "olora")
 """what trains a vision-language model"""
 

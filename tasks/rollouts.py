@@ -1,11 +1,17 @@
 """What training on a policy's own answers is asked for, whatever the algorithm.  Spec only."""
 
-from typing import Annotated
+from collections.abc import Mapping
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt, model_validator
 
+from tasks.core.spec import Json
+from tasks.methods import VLLM_METHODS
 from tasks.rewarding import ModelReward, RewardsAtOnce
 from tasks.train import TrainSpec
+
+_COLDEST = 0.01
+"""temperature below which vLLM samples as if it were this"""
 
 
 class OnlineSpec(TrainSpec):
@@ -25,6 +31,24 @@ class OnlineSpec(TrainSpec):
     """taken off the reward of an answer that was cut"""
     dropped_budget: Annotated[float, Field(ge=0, le=1)] = 0.01
     """share of prompts that may be left out because they leave no room for an answer in max_length, before the stage fails"""
+    engine: Literal["transformers", "vllm"] = "transformers"
+    """who writes the answers: the model that is trained itself, or a vLLM server that the environment names (ALIGN_VLLM_URL)"""
+    later: ClassVar[Mapping[str, Json]] = {"engine": "transformers"}
+
+    @model_validator(mode="after")
+    def _engine_serves(self) -> "OnlineSpec":
+        if self.engine == "vllm":
+            if self.method.name not in VLLM_METHODS:
+                raise ValueError(
+                    "engine vllm: vLLM takes up nothing but plain LoRA adapters while it runs, and method "
+                    f"{self.method.name} leaves none; use one of {', '.join(VLLM_METHODS)}, or engine: transformers"
+                )
+            if self.temperature < _COLDEST:
+                raise ValueError(
+                    f"engine vllm: vLLM samples at temperatures of {_COLDEST:g} and more, and {self.temperature:g} is asked for; "
+                    "raise it, or use engine: transformers"
+                )
+        return self
 
     @model_validator(mode="after")
     def _batches_fit(self) -> "OnlineSpec":

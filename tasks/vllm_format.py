@@ -59,8 +59,12 @@ class VllmLora:
         >>> VllmLora((), 16).command("org/base", "poet", "./poet")
         'vllm serve org/base --enable-lora --max-lora-rank 16 --lora-modules poet=./poet'
         """
+        return f"{self.server(base, quantised=quantised)} --lora-modules {name}={folder}"
+
+    def server(self, base: str, *, quantised: bool = False) -> str:
+        """How a server is started that may take it up."""
         held = " --quantization bitsandbytes" if quantised else ""
-        return f"vllm serve {base}{held} --enable-lora --max-lora-rank {self.max_rank} --lora-modules {name}={folder}"
+        return f"vllm serve {base}{held} --enable-lora --max-lora-rank {self.max_rank}"
 
 
 def vllm_lora(folder: Path, base: Mapping[str, Any]) -> VllmLora:
@@ -74,11 +78,12 @@ def vllm_lora(folder: Path, base: Mapping[str, Any]) -> VllmLora:
     missing = [name for name in _REQUIRED if config.get(name) is None]
     if missing:
         return VllmLora((f"{CONFIG} lacks {', '.join(missing)}",), None)
-    problems = (*_of_model(base), *_of_config(config)) or tuple(_of_tensors(folder / WEIGHTS, config["r"]))
+    problems = (*of_model(base), *_of_config(config)) or tuple(_of_tensors(folder / WEIGHTS, config["r"]))
     return VllmLora(problems, None if problems else next(rank for rank in MAX_RANKS if rank >= config["r"]))
 
 
-def _of_model(base: Mapping[str, Any]) -> Iterator[str]:
+def of_model(base: Mapping[str, Any]) -> Iterator[str]:
+    """Why vLLM would serve no adapter on the model whose config.json is `base`, a clause each."""
     for name in base.get("architectures") or ():
         if name in _NO_LORA:
             yield f"vLLM's {name} takes no LoRA"

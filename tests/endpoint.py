@@ -1,4 +1,4 @@
-"""A judge's endpoint on loopback, which replies what a test tells it to."""
+"""An endpoint on loopback, a judge's or a vLLM server's, which replies what a test tells it to."""
 
 import json
 import threading
@@ -7,7 +7,13 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
+from evals import judge_client
+
 KEY = "sk-very-secret-1234567890"
+
+
+class _Server(ThreadingHTTPServer):
+    request_queue_size = 128  # many threads ask at once
 
 
 class Endpoint:
@@ -37,7 +43,7 @@ class Endpoint:
             def log_message(self, *_):
                 pass
 
-        self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.server = _Server(("127.0.0.1", 0), Handler)
 
     @property
     def url(self):
@@ -50,17 +56,17 @@ def completion(text):
 
 @pytest.fixture
 def serve(monkeypatch):
-    """`with serve(reply) as endpoint`: a server that is stopped at the end; the environment names it and a key."""
+    """`with serve(reply, role) as endpoint`: a server that is stopped at the end; the environment names it and a key."""
     for name in ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "http_proxy", "https_proxy", "all_proxy"):
         monkeypatch.delenv(name, raising=False)
 
     @contextmanager
-    def start(reply):
+    def start(reply, role=judge_client.ROLE):
         endpoint = Endpoint(reply)
         thread = threading.Thread(target=endpoint.server.serve_forever, kwargs={"poll_interval": 0.02})
         thread.start()
-        monkeypatch.setenv("ALIGN_JUDGE_URL", endpoint.url)
-        monkeypatch.setenv("ALIGN_JUDGE_KEY", KEY)
+        monkeypatch.setenv(role.url, endpoint.url)
+        monkeypatch.setenv(role.key, KEY)
         try:
             yield endpoint
         finally:

@@ -5,7 +5,8 @@ import json
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TypeAlias, cast
+from types import MappingProxyType
+from typing import ClassVar, TypeAlias, cast
 
 from pydantic import BaseModel, ConfigDict
 
@@ -18,6 +19,9 @@ class Spec(BaseModel):
     """What is asked for: closed, frozen, every field part of the identity of what is built."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, allow_inf_nan=False)
+    later: ClassVar[Mapping[str, Json]] = MappingProxyType({})
+    """fields that came when artifacts of this spec were there already -> the value that those were made with: where a field has
+    it, it is left out of the canonical form, so that they keep their keys"""
 
 
 def to_json(value: object, where: str = "value") -> Json:
@@ -30,7 +34,8 @@ def to_json(value: object, where: str = "value") -> Json:
                 raise SpecError(f"{where}: {value} has no canonical form; use a finite number")
             return value
         case Spec():
-            return {name: to_json(getattr(value, name), f"{where}.{name}") for name in type(value).model_fields}
+            fields = {name: to_json(getattr(value, name), f"{where}.{name}") for name in type(value).model_fields}
+            return {name: item for name, item in fields.items() if name not in value.later or item != value.later[name]}
         case Mapping():
             items = cast(Mapping[object, object], value).items()
             if any(not isinstance(key, str) for key, _ in items):

@@ -38,7 +38,7 @@ _CURVE_FIELDS = (
     "loss", "learning_rate", "grad_norm", "mean_token_accuracy", "entropy", "accuracy", "margin", "mean_reward",
     "nll", "odds_ratio", "reward", "kl", "clip_fraction", "answer_tokens", "finished",
     "iteration", "answers", "reward_std", "kl_coefficient", "policy_loss", "value_loss", "value_grad_norm",
-    "explained_variance", "approx_kl", "ratio_start", "heldout_logp", "skipped",
+    "explained_variance", "approx_kl", "ratio_start", "heldout_logp", "sampler_gap", "skipped",
 )  # fmt: skip
 REWARD_OF = "reward_of/"
 """begins the name of one reward's mean, among several"""

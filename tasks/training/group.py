@@ -6,7 +6,7 @@ sampled with draws of their own, all rewards are one number, and the reference i
 """
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import replace
 from math import ceil, fsum
 from pathlib import Path
@@ -26,13 +26,14 @@ from tasks.tables import practice_prompts
 from tasks.training.adapters import Start, start
 from tasks.training.data import Encoded
 from tasks.training.dpo import adapter_copy, torch_float32
+from tasks.training.engines import engine
 from tasks.training.fit import Quiet, able, arguments, cheap_head, fit, row_metrics
 from tasks.training.generate import ROWS
-from tasks.training.practice import clearance_of
+from tasks.training.practice import GAP, clearance_of
 from tasks.training.preflight import Batches, plan_batches, shape_of
 from tasks.training.rewarder import Rewarder, missing
 from tasks.training.roles import OwnReward
-from tasks.training.rollout import Ask, TransformersEngine, asked_order, room_for
+from tasks.training.rollout import Ask, Engine, asked_order, room_for
 from tasks.training.vision import encoder_for
 
 TOLERANCE = {torch.float32: 1e-6, torch.bfloat16: 1e-2}
@@ -58,9 +59,9 @@ class GroupTrainer(Quiet):
     weighed: ClassVar[tuple[str, ...]]
     """numbers that TRL gives as means over a micro-batch's tokens, and then weighs the micro-batches alike"""
 
-    def practise(self, spec: GroupSpec, run: Run, rewarder: Rewarder, engine: TransformersEngine) -> None:
+    def practise(self, spec: GroupSpec, run: Run, rewarder: Rewarder, writer: Engine) -> None:
         """Take what a run needs beside TRL's arguments, and the weights of the reference."""
-        self._spec, self._run, self._rewarder, self._engine = spec, run, rewarder, engine
+        self._spec, self._run, self._rewarder, self._writer = spec, run, rewarder, writer
         self._numbers: list[int] = []
         self._tokens: list[float] = []
         self._learned = [p for p in self.model.parameters() if p.requires_grad]
@@ -88,8 +89,10 @@ class GroupTrainer(Quiet):
 
         self.model.eval()
         with self.accelerator.autocast():
-            found = self._engine.answers(asked, progress)
+            found = self._writer.answers(asked, progress)
         self.model.train()
+        if self._writer.gap is not None:
+            self._metrics["train"].setdefault(GAP, []).append(self._writer.gap)
         return found
 
     def _reward(self, prompts: list[str], completion_ids: list[list[int]], log_metric: Any, **_: object) -> list[float]:  # noqa: ANN401
@@ -199,15 +202,14 @@ def train(make: Any, config: Any, spec: GroupSpec, inputs: Inputs, out: Path, ru
             processing_class=encoder.tokenizer,
         )  # fmt: skip
     trainer.eos_token_ids = sorted(encoder.stops)
-    engine = TransformersEngine(
-        begin.model, encoder, new_tokens=spec.max_new_tokens, silent=0, temperature=spec.temperature, seed=spec.seed,
-        rows=ROWS[begin.loaded.device.type],
-    )  # fmt: skip
-    trainer.practise(spec, run, replace(rewarder, batch=4 * batches.micro_batch), engine)
+    process = trainer.accelerator.process_index
+    writer = engine(spec, begin, encoder, run, silent=0, rows=ROWS[begin.loaded.device.type], process=process)
+    trainer.practise(spec, run, replace(rewarder, batch=4 * batches.micro_batch), writer)
     width = torch.float32 if torch_float32(begin.model) and not trainer.args.bf16 else torch.bfloat16
     bounds = _Bounds(spec, TOLERANCE[width])
     trainer.add_callback(bounds)
-    metrics: dict[str, Any] = fit(trainer, begin, batches, out, run, tokens=0)
+    with closing(writer):
+        metrics: dict[str, Any] = fit(trainer, begin, batches, out, run, tokens=0)
     return {**_row_metrics(encoded), **metrics, **_outcome(trainer, metrics, batches), "first_step_kl": bounds.first}
 
 

@@ -6,6 +6,7 @@ on disk.  So a run that was killed anywhere goes on from its last checkpoint as 
 """
 
 from collections.abc import Mapping
+from contextlib import closing
 from dataclasses import replace
 from functools import partial
 from math import isfinite
@@ -27,13 +28,14 @@ from tasks.tables import practice_prompts
 from tasks.training.adapters import Start, start
 from tasks.training.checkpoints import newest_complete
 from tasks.training.data import encode_pairs, read_rows
+from tasks.training.engines import engine
 from tasks.training.fit import CURVE, Quiet, able, arguments, fit, row_metrics
 from tasks.training.methods.table import BUILDERS
 from tasks.training.objective import next_coefficient, policy_loss, value_loss
 from tasks.training.practice import HELDOUT, Iteration, Practice, at_end, clearance_of
 from tasks.training.preflight import Batches, plan_batches, shape_of
 from tasks.training.roles import OwnReward, Roles, SharedReward, check_roles, reward_model
-from tasks.training.rollout import TransformersEngine, asked_order, forget_rollouts, room_for
+from tasks.training.rollout import asked_order, forget_rollouts, room_for
 from tasks.training.stops import check_distance, check_fall, check_finite
 
 VALUE_RATE = 5.0
@@ -194,16 +196,15 @@ def run(spec: PpoSpec, inputs: Inputs, out: Path, run: Run) -> Metrics:
     weight = sum(entry.weight for entry in spec.rewards if isinstance(entry, ModelReward))
     run.log(f"value model: starts as {(how := roles.add_value(shared, clearance, weight))}")
     batches = _batches(spec, begin, reward, encoded.rows, run)
-    engine = TransformersEngine(
-        begin.model, roles.encoder, new_tokens=spec.max_new_tokens, silent=spec.min_new_tokens, temperature=spec.temperature,
-        seed=spec.seed, rows=estimate.ROLLOUT_ROWS * batches.micro_batch,
-    )  # fmt: skip
+    rows = estimate.ROLLOUT_ROWS * batches.micro_batch
+    writer = engine(spec, begin, roles.encoder, run, silent=spec.min_new_tokens, rows=rows)
     asked = asked_order(len(encoded.rows), iterations=spec.iterations, batch=spec.rollout_batch, seed=spec.seed)
     heldout = _heldout(spec, inputs, roles, run)
-    practice = Practice(spec, run, roles, engine, encoded.rows, asked, batches.micro_batch, reward, clearance, heldout)
+    practice = Practice(spec, run, roles, writer, encoded.rows, asked, batches.micro_batch, reward, clearance, heldout)
     trainer = _trainer(practice, begin, batches)
     _forget(trainer, run, batches)
-    metrics: dict[str, Any] = fit(trainer, begin, batches, out, run, tokens=0)
+    with closing(writer):
+        metrics: dict[str, Any] = fit(trainer, begin, batches, out, run, tokens=0)
     outcome = _outcome(trainer, practice)
     speed = {"tokens_per_second": outcome["tokens"] * (1 - metrics["resumed_at_step"] / batches.steps) / metrics["seconds"]}
     return {**row_metrics(encoded), **metrics, **outcome, **speed, "value_start": how}

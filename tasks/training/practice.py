@@ -26,7 +26,8 @@ from tasks.training.roles import Clearance, OwnReward, Roles, Said, SharedReward
 from tasks.training.rollout import Engine, Rollout, asks, rollout_path
 from tasks.training.stops import check_finite
 
-HELDOUT = "heldout_logp"
+HELDOUT, GAP = "heldout_logp", "sampler_gap"
+"""numbers of the curve that not every run has"""
 
 
 @dataclass
@@ -101,7 +102,7 @@ class Practice:
         give_back(self.roles.device)
         return Rollout(
             prompts=list(self.asked[number]), answers=answers, finished_N=finished, score_N=score, entry_EN=entries,
-            coefficient=coefficient, heldout=heldout, **told,
+            coefficient=coefficient, heldout=heldout, gap=self.engine.gap, **told,
         )  # fmt: skip
 
     @property
@@ -196,6 +197,8 @@ class Practice:
         check_finite(number, **{name: facts[name] for name in ("reward", "kl", "entropy")}, value=float(value_BR.sum()))
         if rollout.heldout is not None:
             facts[HELDOUT] = rollout.heldout
+        if rollout.gap is not None:
+            facts[GAP] = rollout.gap
         prompts = [list(self.rows[i]["prompt_ids"]) for i in rollout.prompts]
         order = [self._order(number, epoch, prompts, answers) for epoch in range(spec.ppo_epochs)]
         cut = [len(answer) for answer in answers]

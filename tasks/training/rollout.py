@@ -40,13 +40,22 @@ class Ask(NamedTuple):
 class Engine(Protocol):
     """Whatever writes a policy's answers."""
 
+    gap: float | None
+    """nats per token that the last answers' writer is off the model that is trained; None: it is that model"""
+
     def answers(self, asked: Sequence[Ask], progress: Callable[[int, int], None]) -> list[list[int]]:
         """Tokens of each answer, the stop token included; `progress(done, all)` is called now and then."""
+        ...
+
+    def close(self) -> None:
+        """Give back what it holds."""
         ...
 
 
 class TransformersEngine:
     """Answers by the model that is trained itself: prompts of like length together, key-value cache, finished rows leave."""
+
+    gap: float | None = None
 
     def __init__(
         self,
@@ -79,6 +88,9 @@ class TransformersEngine:
             done += len(batch)
             progress(done, len(asked))
         return found
+
+    def close(self) -> None:
+        """Nothing is held."""
 
     def _picker(self, draws: np.ndarray) -> Callable[[Tensor, list[int], int], Tensor]:
         stops = sorted(self._encoder.stops)
@@ -151,6 +163,8 @@ class Rollout:
     """of the pull to the reference, in this iteration"""
     heldout: float | None
     """nats per token of held-out chosen answers under the policy that sampled; None: not looked at"""
+    gap: float | None = None
+    """nats per token that whoever sampled is off the policy; None: it is the policy"""
 
     def rows(self, flat_S: Tensor) -> list[Tensor]:
         """A number per token, cut into answers."""
@@ -171,7 +185,8 @@ class Rollout:
         }
         path.parent.mkdir(parents=True, exist_ok=True)
         draft = path.with_name(f".{path.name}.{os.getpid()}")
-        save_file(tensors, draft, {"rollout": json.dumps({"coefficient": self.coefficient, "heldout": self.heldout})})
+        more = {"coefficient": self.coefficient, "heldout": self.heldout, **({} if self.gap is None else {"gap": self.gap})}
+        save_file(tensors, draft, {"rollout": json.dumps(more)})
         sync(draft)
         draft.replace(path)
         sync(path.parent)

@@ -16,6 +16,7 @@ from tasks.core.contract import Execution, Run
 from tasks.core.files import tree
 from tasks.core.launch import environment
 from tasks.core.spec import to_json
+from tasks.training.rollout import TransformersEngine
 
 pytestmark = [pytest.mark.filterwarnings(warning) for warning in practising.WARNINGS]
 ASKED = {
@@ -96,10 +97,8 @@ def test_a_run_taken_up_in_the_middle_of_an_iteration_or_at_its_start_samples_no
     asked = spec(**ASKED)
     whole, _ = studio.practise(asked, policy, reward=reward, data=True, run=run)
     sampled = []
-    real = practising.ppo.TransformersEngine.answers
-    monkeypatch.setattr(
-        practising.ppo.TransformersEngine, "answers", lambda self, *given: sampled.append(1) or real(self, *given)
-    )
+    real = TransformersEngine.answers
+    monkeypatch.setattr(TransformersEngine, "answers", lambda self, *given: sampled.append(1) or real(self, *given))
     # two checkpoints are kept, 10 and 12: at step 10 of 12 the third iteration is in hand, and was sampled before
     shutil.rmtree(run.work / "checkpoints" / "checkpoint-12")
     resumed, metrics = studio.practise(asked, policy, reward=reward, data=True, run=run)
