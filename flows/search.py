@@ -15,8 +15,8 @@ import yaml
 from rich.console import Console
 
 from flows.build import Build
-from flows.console import duration, out
-from flows.execute import watched
+from flows.console import duration, out, steps_json, steps_table
+from flows.execute import share, watched
 from flows.explain import Explain, Step
 from flows.loading import load, read, relocated
 from flows.pipeline import pretrained
@@ -213,19 +213,35 @@ class _Missing(Exception):
     """Something is still to be built."""
 
 
-def execute(path: Path, overrides: Sequence[str], out_path: Path | None, *, json_output: bool) -> None:
-    """Search, print every trial, and write the winner as a plan."""
+def execute(
+    path: Path,
+    overrides: Sequence[str],
+    out_path: Path | None,
+    *,
+    rerun: str | None = None,
+    dry_run: bool = False,
+    json_output: bool = False,
+) -> None:
+    """Search, print every trial, and write the winner as a plan; with `rerun`, that stage is built afresh."""
     started = time.monotonic()
     plan = load(path, overrides)
     console = Console(stderr=True, highlight=False) if json_output else out()
     target = target_of(path, out_path)
-    found, how = look(plan), "up to date"
-    if found is None:
+    found, steps = look(plan)
+    if rerun is not None:
+        known = [step.name for step in steps]
+        refuse_unasked(rerun, known, [] if found else _possible(_asked(plan)))
+    if dry_run:
+        return _dry(plan, steps, json_output=json_output)
+    how = "up to date"
+    if found is None or rerun is not None:
         with watched(plan, console):
             from flows.searching import search as run
 
-            ref = run(plan)
+            ref = run(plan, rerun)
         found, how = plan.workshop().store.at(ref), "searched"
+    else:
+        share(plan, steps, console)
     record = _record(found)
     if not json_output:
         console.print(table(record))
@@ -253,8 +269,33 @@ def target_of(path: Path, out_path: Path | None) -> Path:
     return target
 
 
-def look(plan: Plan) -> Artifact | None:
-    """The summary of this search, if everything it needs is in the store."""
+def refuse_unasked(name: str, there: Sequence[str], possible: Sequence[str] = ()) -> None:
+    """Raise SpecError where stage `name` is not among those that a search asked for, nor among those that it may yet."""
+    if name not in (*there, *possible):
+        more = ", ... as far as they are known" if possible else ""
+        raise SpecError(f"{name}: the search has no such stage; it has {', '.join(there)}{more}")
+
+
+def _possible(asked: SearchPlan) -> list[str]:
+    """Every stage that some course of the search would ask for."""
+    trials = [f"{who}-{steps}" for who in (OWN, *map("trial-{}".format, range(asked.trials))) for steps in asked.steps]
+    return [*trials, *(f"scores-{trial}" for trial in trials), SEARCH.name]
+
+
+def _dry(plan: Plan, steps: Sequence[Step], *, json_output: bool) -> None:
+    """Show `steps`: those that are known, as what is asked next depends on what was measured."""
+    if json_output:
+        import typer
+
+        typer.echo(json.dumps(steps_json(steps), indent=2, ensure_ascii=False))
+        return
+    out().print(steps_table(plan.name, steps))
+    if any(step.artifact is None for step in steps):
+        out().print("more follow, once what is missing was measured")
+
+
+def look(plan: Plan) -> tuple[Artifact | None, list[Step]]:
+    """The summary of this search, if everything it needs is in the store; and its stages, as far as they are known."""
     explained = Explain(plan.workshop())
 
     def read(step: Step) -> Path:
@@ -263,9 +304,10 @@ def look(plan: Plan) -> Artifact | None:
         return step.artifact.path
 
     try:
-        return search(plan, explained, read).artifact
+        found = search(plan, explained, read).artifact
     except _Missing:
-        return None
+        found = None
+    return found, explained.steps
 
 
 def _record(found: Artifact) -> dict[str, Any]:

@@ -8,8 +8,10 @@ from prefect.task_runners import ThreadPoolTaskRunner
 
 from flows.plan import Plan
 from flows.running import failure, named, recorded, tell, without_paths
+from flows.search import refuse_unasked
 from flows.search import search as search_with
 from tasks.core.errors import AlignError
+from tasks.search import SEARCH
 from tasks.stage import Submit
 
 _WORKERS = 256
@@ -17,14 +19,15 @@ _WORKERS = 256
 
 
 @flow(name="search", flow_run_name=named("search"), task_runner=ThreadPoolTaskRunner(max_workers=_WORKERS))  # pyright: ignore
-def search(plan: Plan) -> str:
+def search(plan: Plan, rerun: str | None = None) -> str:
     """Find a fine-tuning method, its size and learning rate by successive halving.
 
     Args:
         plan: everything that is asked for; its `search` says what is tried
+        rerun: a stage to build again whatever the store holds; everything else comes from the store where it can
     """
     workshop = plan.workshop()
-    build = Submit(workshop, plan.name, listen=tell)
+    build = Submit(workshop, plan.name, frozenset([rerun, SEARCH.name] if rerun else ()), tell)
 
     def read(future: Any) -> Path | str:  # noqa: ANN401  a future of this builder
         name = next(name for name, known in build.futures.items() if known is future)
@@ -41,4 +44,6 @@ def search(plan: Plan) -> str:
         done = search_with(plan, build, read)
         if error := failure("search", done):
             raise error
+        if rerun:
+            refuse_unasked(rerun, [*build.futures])  # before, nobody could know which stages would be asked for
         return done.result()

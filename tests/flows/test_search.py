@@ -14,7 +14,7 @@ from smoke import ended, write_smoke
 
 from flows.loading import load
 from flows.plan import Plan
-from flows.search import search, table, target_of, winner, write_winner
+from flows.search import execute, refuse_unasked, search, table, target_of, winner, write_winner
 from tasks.core.errors import SpecError
 from tasks.search import SEARCH_FILE, SearchSpec, Trial
 from tasks.search import search as summarise
@@ -177,6 +177,25 @@ def test_where_the_winner_goes_is_looked_at_before_anything_is_trained(tmp_path)
     assert target_of(plan, None) == tmp_path / "plan-found.yaml"
 
 
+def test_a_stage_that_no_course_of_the_search_has_is_refused_before_anything_runs(tmp_path, monkeypatch):
+    monkeypatch.setenv("ALIGN_STORE", str(tmp_path / "store"))
+    monkeypatch.setenv("ALIGN_MODELS", str(tmp_path / "models"))
+    for stage in ("trial-99-6", "trial-1-3", "sft", "scores-own-3"):
+        with pytest.raises(SpecError, match=f"^{stage}: the search has no such stage; it has base, curate-instructions, .*known"):
+            execute(DEMO, (), tmp_path / "found.yaml", rerun=stage)
+    with pytest.raises(SpecError, match=r"^trial-1-6: the search has no such stage; it has trial-1-2$"):  # it dropped out
+        refuse_unasked("trial-1-6", ["trial-1-2"])
+
+
+def test_a_dry_run_shows_the_stages_that_are_known_and_starts_nothing(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("ALIGN_STORE", str(tmp_path / "store"))
+    monkeypatch.setenv("ALIGN_MODELS", str(tmp_path / "models"))
+    execute(DEMO, (), tmp_path / "found.yaml", dry_run=True, json_output=True)
+    steps = json.loads(capsys.readouterr().out)
+    assert [step["stage"] for step in steps] == ["base", "curate-instructions", "own-6", "scores-own-6"]
+    assert list(tmp_path.iterdir()) == []
+
+
 @pytest.mark.parametrize(
     ("override", "says"),
     [
@@ -236,6 +255,9 @@ def test_a_killed_search_goes_on_where_it_was(tmp_path, prefect_server):
     failed = [row for row in record["trials"] if row["failed"]]
     assert failed
     assert all(row["method"]["name"] == "dora" and "has no such modules" in row["failed"] for row in failed)
+    states = ended(smoke.align("search", "plan.yaml", "--rerun", "own-2"))
+    assert [name for name, state in states.items() if state == "built"] == ["own-2", "search"]  # it came out equal
+    assert states["scores-own-2"] == "cached"
     if record["plan"]:
         found = load(smoke.folder / "plan-found.yaml")
         assert found.sft.learning_rate == record["trials"][0]["learning_rate"]
