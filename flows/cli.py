@@ -88,12 +88,14 @@ def search(
     plan: PlanPath,
     set_: Set = None,
     out: Annotated[Path | None, typer.Option("--out", metavar="FILE", help="where the winner is written")] = None,
+    rerun: Annotated[str | None, typer.Option("--rerun", metavar="STAGE", help="build this stage afresh")] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="only show its stages, as far as they are known")] = False,
     json_: Json = False,
 ) -> None:
     """Find a method, its size and its learning rate for PLAN.  Example: align search flows/plans/search.yaml"""
     from flows.search import execute
 
-    execute(plan, set_ or [], out, json_output=json_)
+    execute(plan, set_ or [], out, rerun=rerun, dry_run=dry_run, json_output=json_)
 
 
 @cli.command()
