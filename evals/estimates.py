@@ -12,7 +12,7 @@ from typing import Literal
 import numpy as np
 
 from evals import harness, modules, suite
-from evals.scores import Scores, Series
+from evals.scores import CUT, Scores, Series
 from evals.statistics import Floats, Sample, contrast, difference, macro_f1, mean, perplexity, perplexity_ratio, ratio, shares
 from tasks.core.errors import DataError, SpecError
 
@@ -257,7 +257,7 @@ METRICS: dict[str, Metric] = {
         differs=True,
     ),
 }  # fmt: skip
-RAW = frozenset(raw for metric in METRICS.values() for _, raw in metric.needs)
+RAW = frozenset(raw for metric in METRICS.values() for _, raw in metric.needs) | {CUT}
 """names of raw scores: no module may take one"""
 
 

@@ -6,7 +6,7 @@ decides.  Levels are corrected for the number of gates, step by step (`judge`); 
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, Self
 
 from pydantic import Field, model_validator
@@ -131,6 +131,15 @@ class Judgement:
     """distance from the bound that this sample could have seen with 80 % power, in the metric's unit; inf where none is known"""
     items_needed: int | None
     """about how many items would settle a review; None where nothing is open or no number would"""
+    left_out: int = 0
+    """items that were measured and not compared, see `Scores.left_out`"""
+
+    @property
+    def remark(self) -> str:
+        """What the reader should know of the items; mostly nothing."""
+        if not self.left_out:
+            return ""
+        return f"{self.left_out} more items left out: cut, or not usable, under one of two tokenizers or chat templates"
 
     @property
     def sentence(self) -> str:
@@ -140,6 +149,7 @@ class Judgement:
         count = f"n={found.items}" + (f" in {found.clusters} conversations" if found.clusters < found.items else "")
         p = probability(self.p)
         interval = f"[{low}, {high}] at {percent(found.level)}, {f'p{p}' if p.startswith('<') else f'p={p}'}"
+        count += f" ({self.remark})" if self.left_out else ""
         text = f"{gate.metric}: need {gate.demand}, got {value} {interval} on {count}: {self.verdict}"
         if self.verdict == "review" and not math.isfinite(self.smallest_effect):
             text += " (all conversations say exactly the same, which shows nothing about others)"
@@ -158,7 +168,8 @@ class Judgement:
             "margin": self.gate.margin,
             "p": rounded(self.p),
             "demand": self.gate.demand,
-            "note": self.gate.note,
+            "note": "; ".join(filter(None, (self.gate.note, self.remark))),
+            **_without(self.left_out),
             "unit": about.unit,
             "verdict": self.verdict,
             "sentence": self.sentence,
@@ -186,7 +197,8 @@ def judge(gates: Sequence[Gate], scores: Scores, *, seed: int, resamples: int = 
         passing = passing and verdict == "pass"
         if verdict == "pass" and not passing:  # as sure as the gate that stopped it, to the last digit
             verdict = "review"
-        judged[i] = _judged(gates[i], found, verdict, p_values[i])
+        wanted = metric(gates[i].metric, gates[i].against).wants(gates[i].comparator)
+        judged[i] = replace(_judged(gates[i], found, verdict, p_values[i]), left_out=scores.left_out(*wanted))
         left -= passing
     return [judged[i] for i in range(len(gates))]
 
@@ -208,6 +220,7 @@ def measured(scores: Scores, *, seed: int, resamples: int = RESAMPLES, level: fl
         except DataError as error:  # no gate asked for this one: it may not stop the verdict
             rows.append({"metric": name, "against": against, "error": str(error), **facts})
         else:
+            facts |= _without(scores.left_out(*about.wants(against)))
             rows.append({**described(name, against, estimate), **facts})
     return rows
 
@@ -265,6 +278,10 @@ def rounded(number: float) -> float:
 def known(number: float) -> float | None:
     """`rounded`, or None for what is infinite: JSON has no such number."""
     return finite(rounded(number))
+
+
+def _without(left_out: int) -> dict[str, Json]:
+    return {"left_out": left_out} if left_out else {}
 
 
 def _spread(gate: Gate, scores: Scores, seed: int, resamples: int) -> Spread:

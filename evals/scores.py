@@ -6,6 +6,7 @@ share one artifact; who the model is comes from the name of the input: `scores_c
 """
 
 from collections.abc import Collection, Mapping
+from functools import reduce
 from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -26,6 +27,10 @@ CHAMPION = "champion"
 """whose files speak of nobody else: what they say of the data, or of the majority, this run's own say already"""
 DATA = "length"
 """subject of what needs no model"""
+CUT = "answers_cut"
+"""how many of a pair's two answers were cut at the length limit; a row only for pairs where one was"""
+_CUT = ("chosen_logp", "rejected_logp")
+"""what such a cut changes"""
 _KEY = ("subject", "metric", "item")
 _COLUMNS = (*_KEY, "cluster", "value", "weight")
 
@@ -42,15 +47,23 @@ class Series(NamedTuple):
 class Scores:
     """Everything that was measured: (subject, raw metric) -> series."""
 
-    def __init__(self, series: Mapping[tuple[str, str], Series], other_tokens: Collection[str] = ()) -> None:
+    def __init__(
+        self, series: Mapping[tuple[str, str], Series], other_tokens: Collection[str] = (), other_texts: Collection[str] = ()
+    ) -> None:
         """Hold `series`; `Scores.read` is the usual way here."""
         self._series = dict(sorted(series.items()))
         self.other_tokens = frozenset(other_tokens)
         """subjects whose tokenizer is another than the candidate's"""
+        self.other_texts = frozenset(other_texts) | self.other_tokens
+        """subjects whose tokenizer or chat template is another, so that a length limit cuts their texts elsewhere"""
 
     @classmethod
-    def read(cls, inputs: Mapping[str, Path], *, other_tokens: Collection[str] = ()) -> "Scores":
-        """The scores in the artifacts `inputs` (input name -> folder); the tokenizers of `other_tokens` are not the candidate's.
+    def read(
+        cls, inputs: Mapping[str, Path], *, other_tokens: Collection[str] = (), other_texts: Collection[str] = ()
+    ) -> "Scores":
+        """The scores in the artifacts `inputs` (input name -> folder).
+
+        The tokenizers of `other_tokens` are not the candidate's; the tokenizers or chat templates of `other_texts` are not.
 
         Raises DataError for a file that is not one of scores, a score without a subject, two values for one item, and scores of
         a suite that was not asked and judged alike.
@@ -72,7 +85,7 @@ class Scores:
             part = {name: column[start:end] for name, column in columns.items()}
             key = (str(part["subject"][0]), str(part["metric"][0]))
             series[key] = Series(part["item"], part["cluster"], part["value"], part["weight"])
-        return cls(series, other_tokens)
+        return cls(series, other_tokens, other_texts)
 
     def has(self, subject: str, metric: str) -> bool:
         """Whether `metric` was measured for `subject`."""
@@ -86,13 +99,17 @@ class Scores:
         """The series of each (subject, metric), item for item; DataError if one is missing or the items differ.
 
         What is known of the data alone (subject `length`) may cover more items than the first series, and is cut to its items.
+        With one of `other_texts` among them, items that were not measured whole of all are left out, see `left_out`.
         """
-        found: list[Series] = []
-        for subject, metric in wanted:
-            if (subject, metric) not in self._series:
-                there = ", ".join(f"{m} of {s}" for s, m in self._series) or "nothing"
-                raise DataError(f"{metric} of {subject} was not measured; the scores hold {there}")
-            found.append(self._series[subject, metric])
+        found = self._found(*wanted)
+        if not self.other_texts.isdisjoint(subject for subject, _ in wanted):
+            whole = self._whole(*wanted)
+            if not len(whole):
+                raise DataError(
+                    "no item was measured whole of both the candidate and the other, whose tokenizers or chat templates differ; "
+                    "raise evaluation.scores.max_length?"
+                )
+            found = [_only(series, whole) for series in found]
         first = found[0]
         for i, (subject, metric) in enumerate(wanted[1:], start=1):
             if subject == DATA:
@@ -108,6 +125,27 @@ class Scores:
             if not np.array_equal(series.clusters, first.clusters):
                 raise DataError(f"{pair} put the same items in different conversations; measure both afresh?")
         return found
+
+    def left_out(self, *wanted: tuple[str, str]) -> int:
+        """How many items `aligned` leaves out of those that were measured: under one of two tokenizers cut, or not usable."""
+        if self.other_texts.isdisjoint(subject for subject, _ in wanted):
+            return 0
+        of_models = [series.items for (subject, _), series in zip(wanted, self._found(*wanted), strict=True) if subject != DATA]
+        return len(set().union(*map(set, of_models))) - len(self._whole(*wanted))
+
+    def _found(self, *wanted: tuple[str, str]) -> list[Series]:
+        for subject, metric in wanted:
+            if (subject, metric) not in self._series:
+                there = ", ".join(f"{m} of {s}" for s, m in self._series) or "nothing"
+                raise DataError(f"{metric} of {subject} was not measured; the scores hold {there}")
+        return [self._series[key] for key in wanted]
+
+    def _whole(self, *wanted: tuple[str, str]) -> Texts:
+        """Items that all of `wanted` have, but for pairs that were cut under any of their subjects."""
+        of_models = [self._series[subject, metric].items for subject, metric in wanted if subject != DATA]
+        items = reduce(np.intersect1d, of_models)
+        cut = [self._series[subject, CUT].items for subject, metric in wanted if metric in _CUT and self.has(subject, CUT)]
+        return reduce(np.setdiff1d, cut, items)
 
 
 def subject_of(name: str) -> str:

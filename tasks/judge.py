@@ -52,8 +52,11 @@ def judged_by(gates: tuple[Gate, ...], seed: int, champion: str | None) -> Verdi
 def verdict(spec: VerdictSpec, inputs: Mapping[str, Path], out: Path, run: Run) -> Metrics:
     """Write `verdict.json` (see `evals.report`) and `gates.md`.  Without a champion, gates against one are not judged."""
     models = {name: path for name, path in inputs.items() if name in MODELS}
-    other = [CHAMPION] if len({read_record(path).tokenizer for path in models.values()}) > 1 else []
-    scores = Scores.read({name: path for name, path in inputs.items() if name not in models}, other_tokens=other)
+    records = [read_record(path) for path in models.values()]
+    tokens = [CHAMPION] if len({record.tokenizer for record in records}) > 1 else []
+    texts = [CHAMPION] if len({(record.tokenizer, record.template) for record in records}) > 1 else []
+    measures = {name: path for name, path in inputs.items() if name not in models}
+    scores = Scores.read(measures, other_tokens=tokens, other_texts=texts)
     left_out = [gate for gate in spec.gates if gate.meets_champion and not isinstance(spec, ChallengeSpec)]
     judgements = judge([gate for gate in spec.gates if gate not in left_out], scores, seed=spec.seed, resamples=spec.resamples)
     said = overall(judgements) if judgements or not left_out else "fail"

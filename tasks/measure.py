@@ -131,7 +131,7 @@ def _sources(spec: Spec) -> Mapping[str, str]:
     return {name: modules.source(name) for name in spec.metrics}
 
 
-SCORES = Stage("scores", 1, "scores", score_policy, heavy=True)
+SCORES = Stage("scores", 2, "scores", score_policy, heavy=True)
 """inputs: policy, and at least one of preferences, instructions, texts"""
 REWARDS = Stage("rewards", 1, "scores", score_rewards, heavy=True)
 """inputs: reward_model; preferences and answers_<subject>, any number"""

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from evals.scores import CUT
 from tasks.core.contract import Inputs, Metrics, Progress, Run
 from tasks.core.errors import DataError
 from tasks.measure import ScoresSpec, longer
@@ -55,7 +56,7 @@ def run(spec: ScoresSpec, inputs: Inputs, out: Path, run: Run) -> Metrics:
     left_out: Counter[str] = Counter()
     if "preferences" in inputs:
         pairs = read_rows(inputs["preferences"] / "heldout.parquet", spec.limit)
-        texts += _pairs(encoder, pairs, spec.max_length, left_out)
+        texts += _pairs(encoder, pairs, spec.max_length, left_out, rows)
         rows += longer(pairs)
     if "instructions" in inputs:
         instructions = read_rows(inputs["instructions"] / "heldout.parquet", spec.limit)
@@ -124,7 +125,10 @@ def _sums(model: Any, encoder: Encoder, texts: Sequence[Text]) -> list[float]:  
     return sums_B.index_add(0, row_N, torch.cat(parts).double()).tolist()
 
 
-def _pairs(encoder: Encoder, rows: Sequence[dict[str, Any]], max_length: int, left_out: Counter[str]) -> list[Text]:
+def _pairs(
+    encoder: Encoder, rows: Sequence[dict[str, Any]], max_length: int, left_out: Counter[str], cuts: list[dict[str, Any]]
+) -> list[Text]:
+    """Both answers of each pair; where one is cut, `cuts` gets a score that says so: another tokenizer cuts elsewhere."""
     texts: list[Text] = []
     for row in encoder.prepared(rows):
         if reason := encoder.unusable(told_twice(row)):
@@ -139,6 +143,8 @@ def _pairs(encoder: Encoder, rows: Sequence[dict[str, Any]], max_length: int, le
             left_out["pairs equal within max_length"] += 1
         else:
             texts += [_cut(chosen, max_length), _cut(rejected, max_length)]
+            if cut := sum(len(answer.ids) > max_length for answer in (chosen, rejected)):
+                cuts.append(score(CUT, row, cut))
     return texts
 
 

@@ -1,9 +1,12 @@
 """Scores: the log-probability of exactly the tokens that the model would have to write."""
 
+from collections import Counter
+
 import pyarrow.parquet as pq
 import pytest
 import torch
 
+from evals.scores import CUT
 from tasks.core.errors import DataError
 from tasks.measure import ScoresSpec
 from tasks.training import score
@@ -106,13 +109,17 @@ def test_what_does_not_fit_is_cut_or_counted(bench, run, out):
     limit = sorted(prompts.values())[4] + 1
     metrics, rows = measure(bench, run, out, ScoresSpec(max_length=limit), sets=("preferences",))
     filled = sum(length >= limit for length in prompts.values())
-    found = {(row["metric"], row["item"]): row["weight"] for row in rows if not row["subject"]}
+    cut = {row["item"]: row["value"] for row in rows if row["metric"] == CUT}
+    found = {(row["metric"], row["item"]): row["weight"] for row in rows if not row["subject"] and row["metric"] != CUT}
     equal = metrics["left_out"].get("pairs equal within max_length", 0)
     assert filled
     assert metrics["left_out"]["pairs whose prompt fills max_length"] == filled
     assert len(found) == 2 * (len(pairs) - filled - equal)
     for (metric, item), weight in found.items():
         assert weight == min(tokens[metric, item], limit - prompts[item])
+    assert cut  # another tokenizer would cut elsewhere
+    assert cut == Counter(item for (metric, item), weight in found.items() if weight < tokens[metric, item])
+    assert CUT not in {row["metric"] for row in whole}
     with pytest.raises(DataError, match=r"nothing to score .* raise max_length"):
         measure(bench, run, out, ScoresSpec(max_length=3), sets=("preferences", "instructions"))
 
