@@ -134,6 +134,25 @@ def test_a_child_is_told_where_the_server_is_and_writes_its_key_nowhere(studio, 
     assert not any(KEY.encode() in file.read_bytes() for file in files)
 
 
+@pytest.mark.slow
+def test_two_processes_share_the_server(studio, base, serve):
+    vllm, out = LoopbackVllm(base), studio.fresh("out")
+    fields = {
+        "method": tiny.METHOD["lora"], "iterations": 2, "rollout_batch": 8, "global_batch": 8, "samples": 4, "max_new_tokens": 6,
+        "max_length": 64, "learning_rate": 5e-3, "warmup": 0.0, **SHORT, **VLLM,
+    }  # fmt: skip
+    inputs = {"policy": studio.sft("lora"), "prompts": studio.shop.preferences}
+    with serve(vllm, ROLE) as endpoint:
+        metrics = run_child("grpo", GrpoSpec.model_validate(fields), inputs, out, studio.run(processes=2, threads=1))
+    assert metrics["processes"] == 2
+    assert all(row["sampler_gap"] < 1e-5 for row in curve(out))
+    asked = [question for question in endpoint.asked if "prompt" in question]
+    assert len({question["seed"] for question in asked}) == len(asked) == 16
+    assert vllm.held == {}
+    assert len({name for _, name in vllm.moves}) == 2
+    assert vllm.moves == adapter_moves([name for what, name in vllm.moves if what == "load"])
+
+
 # -- a server that serves something else
 
 
@@ -307,6 +326,13 @@ def test_a_policy_that_vllm_would_not_serve_is_refused_before_it_is_asked(studio
         ):
             studio.practise(spec(**VLLM), studio.sft("lora"))
     assert endpoint.asked == []
+
+
+def test_a_base_in_4_bits_is_served_in_4_bits(studio, serve):
+    no_route = (404, '{"detail": "Not Found"}', {})
+    how = r"has no route for adapters; start it by .* --quantization bitsandbytes --enable-lora --max-lora-rank 8`$"
+    with serve(lambda asked, number: no_route, ROLE), pytest.raises(MachineError, match=how):
+        studio.practise(spec("qlora", **VLLM), studio.sft("qlora"))
 
 
 def test_a_server_that_is_down_or_unnamed_is_a_failed_machine(studio, free_port, monkeypatch):
