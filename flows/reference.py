@@ -53,11 +53,11 @@ def advice_rules() -> str:
 
 def advice_quality() -> str:
     """What `align advise` takes for the quality of a method that was not measured here."""
-    from tasks.advice_rules import QUALITY
+    from tasks.methods import METHODS
 
-    return _table(
-        ["method", "quality", "rests on"], [[f"`{name}`", f"{value:.3f}", source] for name, (value, source) in QUALITY.items()]
-    )
+    ranked = sorted(METHODS.items(), key=lambda item: -item[1].quality[0])
+    rows = [[f"`{name}`", f"{row.quality[0]:.3f}", row.quality[1]] for name, row in ranked]
+    return _table(["method", "quality", "rests on"], rows)
 
 
 def advice_constraints() -> str:

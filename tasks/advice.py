@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 from tasks import estimate
-from tasks.advice_rules import CONSTRAINTS, QUALITY, RULES, STAGE, Need, Task
+from tasks.advice_rules import CONSTRAINTS, RULES, STAGE, Need, Task
 from tasks.core.errors import DataError
 from tasks.core.store import Artifact
 from tasks.memory import Work
@@ -20,7 +20,7 @@ from tasks.shapes import trained
 LENGTH: Mapping[Task, int] = {"chat": 1024, "generation": 1024, "classification": 512, "preferences": 1024}
 """tokens of a text, to start with"""
 _GLOBAL_BATCH = 16
-_BEST = max(value for value, _ in QUALITY.values())
+_BEST = max(row.quality[0] for row in METHODS.values())
 
 
 class Reason(NamedTuple):
@@ -61,7 +61,7 @@ def advise(need: Need, comparisons: Iterable[Artifact] = ()) -> list[Advice]:
 
 def score(need: Need, name: str, seen: Mapping[str, "Reason"]) -> tuple[Reason, ...]:
     """Quality, and every rule that applies to method `name`: the sum of the points is its score."""
-    value, source = QUALITY[name]
+    value, source = METHODS[name].quality
     quality = seen.get(name) or Reason(10 * value / _BEST, f"quality {value:.3f} of the best {_BEST:.3f}", source)
     rules = [rule for rule in RULES if name in rule.points and rule.when.holds(need)]
     return (quality, *(Reason(rule.points[name], rule.because, rule.rests_on) for rule in rules))

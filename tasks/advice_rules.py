@@ -1,4 +1,4 @@
-"""Which fine-tuning method for which need, as data: rules, published quality, and what a method must be able to do.
+"""Which fine-tuning method for which need, as data: rules, and what a method must be able to do.
 
 Every rule and every number says what it rests on; docs/advice.md is generated from here.
 """
@@ -16,7 +16,6 @@ Task = Literal["chat", "generation", "classification", "preferences"]
 STAGE: Mapping[Task, StageName] = {"chat": "sft", "generation": "sft", "classification": "task", "preferences": "dpo"}
 """what a task trains"""
 _PAGE = "methods users compare (docs/advice.md)"
-_BENCHMARK = "PEFT's public benchmark: Llama-3.2-3B, MetaMathQA -> GSM8K, 5,000 steps"
 
 
 @dataclass(frozen=True)
@@ -141,30 +140,6 @@ RULES: tuple[Rule, ...] = (
         "a start or a learning rate that converges faster matters while steps are few", "arXiv:2404.02948; arXiv:2402.12354",
     ),
 )  # fmt: skip
-
-QUALITY: Mapping[str, tuple[float, str]] = {
-    "rslora": (0.513, _BENCHMARK),
-    "lora": (0.478, _BENCHMARK),
-    "full": (0.472, _BENCHMARK),
-    "dora": (0.469, _BENCHMARK),
-    "ia3": (0.383, f"{_BENCHMARK} (0.311 to 0.455)"),
-    "p_tuning": (0.350, _BENCHMARK),
-    "bitfit": (0.321, _BENCHMARK),
-    "prefix_tuning": (0.301, f"{_BENCHMARK} (0.186 to 0.416)"),
-    "prompt_tuning": (0.200, f"{_BENCHMARK} (0.057 to 0.343)"),
-    "lora_plus": (0.478, "as LoRA; its paper reports 1-2 % more (arXiv:2402.12354)"),
-    "pissa": (0.475, "as LoRA (arXiv:2404.02948)"),
-    "olora": (0.470, "as LoRA (arXiv:2406.01775)"),
-    "qlora": (0.470, "as LoRA, within the error of its paper (arXiv:2305.14314)"),
-    "loftq": (0.470, "as QLoRA (arXiv:2310.08659)"),
-    "bottleneck": (0.450, "within 0.4 % of full on GLUE (arXiv:1902.00751)"),
-    "p_tuning_v2": (0.301, "as prefix tuning, without its MLP (arXiv:2110.07602)"),
-    "layer_norm": (0.310, "as bias-only; its paper is on multimodal models (arXiv:2312.11420)"),
-    "head": (0.150, "a lower bound: features stay as they are"),
-    "moe_experts": (0.472, "as full"),
-    "moe_router": (0.150, "a choice among what is there"),
-}
-"""published accuracy, or the nearest relative's, and where it stands"""
 
 
 class Constraint(NamedTuple):
