@@ -76,19 +76,17 @@ def up_to_date(plan: AnyPlan, steps: dict[str, Step], *, console: Console) -> bo
         _refuse(plan, steps["release"], console)
     if missing:
         return False
-    share(plan, steps.values(), console)
     release = steps["release"].artifact
     assert release is not None
     promote(plan.workshop().store, plan.release.channel, release, why=f"plan {plan.name} finds it built", by=me())
+    share(plan, steps.values(), console)  # last: a storage that is away may keep it waiting
     return True
 
 
 def share(plan: Asked, steps: Iterable[Step], console: Console) -> None:
     """What a run does with `steps` that it finds built: those that `store.remote` lacks are pushed there."""
-    workshop = plan.workshop()
-    for step in steps:
-        if step.artifact:
-            workshop.share(step.artifact, lambda line: console.print(line, markup=False, soft_wrap=True))
+    built = [step.artifact for step in steps if step.artifact]
+    plan.workshop().share(built, lambda line: console.print(line, markup=False, soft_wrap=True))
 
 
 def _refuse(plan: AnyPlan, release: Step, console: Console) -> None:

@@ -1,7 +1,7 @@
 """From a stage, its spec and its inputs to an artifact.  No Prefect here: this is what a plain script would call."""
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from functools import reduce
@@ -9,6 +9,7 @@ from pathlib import Path
 
 from tasks.core.contract import Cost, Execution, Identity, Metrics, Run, Stage, Usage
 from tasks.core.files import any_locked
+from tasks.core.secrets import redact
 from tasks.core.spec import Spec
 from tasks.core.store import Artifact, Store
 
@@ -47,17 +48,25 @@ class Workshop:
 
         artifact, built = self.store.build(self.identity(stage, spec, inputs), write, fresh=fresh)
         if not built:
-            self.share(artifact, calls.log)
+            self.share([artifact], calls.log)
         return artifact, built
 
-    def share(self, artifact: Artifact, log: Callable[[str], None]) -> None:
-        """Push what was found here and is missing on the shared storage; what prevents that is logged: it is here."""
-        what = f"{artifact.kind} {artifact.key[:12]}"
-        try:
-            if self.store.share(artifact):
-                log(f"{what}: was not on the shared storage yet, pushed")
-        except Exception as error:  # noqa: BLE001  each file system of fsspec raises its own
-            log(f"{what}: not pushed to the shared storage ({type(error).__name__}: {error}); the next run tries again")
+    def share(self, artifacts: Sequence[Artifact], log: Callable[[str], None]) -> None:
+        """Push what was found here and is missing on the shared storage.
+
+        What prevents that is logged, for they are here; after the first failure no other is tried: each may wait for minutes.
+        """
+        for i, artifact in enumerate(artifacts):
+            what = f"{artifact.kind} {artifact.key[:12]}"
+            try:
+                if self.store.share(artifact):
+                    log(f"{what}: was not on the shared storage yet, pushed")
+            except Exception as error:  # noqa: BLE001  each file system of fsspec raises its own
+                why = f"{type(error).__name__}: {redact(' '.join(str(error).split()))[:200]}"
+                left = len(artifacts) - i - 1
+                others = f", and {left} more not tried" if left else ""
+                log(f"{what}: not pushed to the shared storage ({why}){others}; the next run tries again")
+                return
 
     def _digest(self, source: Source) -> str:
         return self.store.digests.digest(source) if isinstance(source, Path) else source.digest

@@ -14,8 +14,16 @@ class Remote:
         self._files, self._root = fsspec.core.url_to_fs(url)
 
     def has(self, kind: str, key: str) -> bool:
-        """Whether a finished artifact is there: its manifest came last."""
-        return self._files.exists(f"{self._root}/{kind}/{key}/manifest.json")
+        """Whether a finished artifact is known to be there: its manifest came last.  A storage that is away has none."""
+        return self._files.exists(self._manifest(kind, key))
+
+    def lacks(self, kind: str, key: str) -> bool:
+        """Whether it is known not to be there.  Raises the file system's own error where that cannot be told."""
+        try:
+            self._files.info(self._manifest(kind, key))  # `exists` takes a passing 403 for an answer
+        except FileNotFoundError:
+            return True
+        return False
 
     def push(self, path: Path, kind: str, key: str) -> None:
         """Copy a finished artifact out; a reader never sees its manifest before its payload."""
@@ -35,3 +43,6 @@ class Remote:
         (into / key).parent.mkdir(parents=True, exist_ok=True)
         self._files.get(f"{self._root}/{kind}/{key}/", f"{into / key}/", recursive=True)
         return True
+
+    def _manifest(self, kind: str, key: str) -> str:
+        return f"{self._root}/{kind}/{key}/manifest.json"

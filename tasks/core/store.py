@@ -181,8 +181,11 @@ class Store:
         return artifact, True
 
     def share(self, artifact: Artifact) -> bool:
-        """Push `artifact` if there is a remote that lacks it, as after a push that failed; return whether it was pushed."""
-        if self._remote is None or self._remote.has(artifact.kind, artifact.key):
+        """Push `artifact` if there is a remote that lacks it, as after a push that failed; return whether it was pushed.
+
+        Raises the file system's own error where it cannot be told: a good copy that others read is never pushed over.
+        """
+        if self._remote is None or not self._remote.lacks(artifact.kind, artifact.key):
             return False
         self._remote.push(artifact.path, artifact.kind, artifact.key)
         return True

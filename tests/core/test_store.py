@@ -6,6 +6,7 @@ import threading
 from pathlib import Path
 
 import pytest
+from fsspec.implementations.local import LocalFileSystem
 
 from tasks.core.build import Workshop
 from tasks.core.contract import Inputs, Metrics, Run, Stage, Usage
@@ -240,8 +241,8 @@ def test_a_push_that_failed_is_tried_again_by_the_next_run_that_finds_the_artifa
 
 def test_a_hit_asks_the_shared_storage_once_and_sends_nothing_again(tmp_path, monkeypatch):
     asked: list[str] = []
-    has = Remote.has
-    monkeypatch.setattr(Remote, "has", lambda self, kind, key: asked.append(key) or has(self, kind, key))
+    lacks = Remote.lacks
+    monkeypatch.setattr(Remote, "lacks", lambda self, kind, key: asked.append(key) or lacks(self, kind, key))
     here = Workshop(Store(tmp_path / "a", (tmp_path / "bucket").as_uri()), tmp_path / "models")
     first, _ = here.build(UPPER, Letters(), {})
     sent = tmp_path / "bucket" / "texts" / first.key / MANIFEST
@@ -250,6 +251,58 @@ def test_a_hit_asks_the_shared_storage_once_and_sends_nothing_again(tmp_path, mo
     here.build(UPPER, Letters(), {})
     assert asked == [first.key]
     assert sent.stat().st_mtime_ns == before
+
+
+def test_a_shared_copy_is_not_pushed_over_because_the_question_for_it_failed(tmp_path, monkeypatch):
+    here = Workshop(Store(tmp_path / "a", (tmp_path / "bucket").as_uri()), tmp_path / "models")
+    first, _ = here.build(UPPER, Letters(), {})
+    manifest = tmp_path / "bucket" / "texts" / first.key / MANIFEST
+    before = manifest.stat().st_mtime_ns
+
+    def refused(self, path, **_):
+        raise PermissionError("403\n  Forbidden")
+
+    said: list[str] = []
+    with monkeypatch.context() as away:
+        away.setattr(LocalFileSystem, "info", refused)
+        again, built = here.build(UPPER, Letters(), {}, run=Run(tmp_path, tmp_path, log=said.append))
+    assert (built, again.key, manifest.stat().st_mtime_ns) == (False, first.key, before)
+    why = "PermissionError: 403 Forbidden"
+    assert said == [f"texts {first.key[:12]}: not pushed to the shared storage ({why}); the next run tries again"]
+
+
+def test_a_storage_that_is_away_is_asked_once_for_all_that_is_here(tmp_path, monkeypatch):
+    asked: list[str] = []
+
+    def away(self, kind, key):
+        asked.append(key)
+        raise TimeoutError("no route")
+
+    monkeypatch.setattr(Remote, "lacks", away)
+    here = Workshop(Store(tmp_path / "a", (tmp_path / "bucket").as_uri()), tmp_path / "models")
+    made = [here.build(UPPER, Letters(text=text), {})[0] for text in "abc"]
+    said: list[str] = []
+    here.share(made, said.append)
+    assert asked == [made[0].key]
+    assert said == [
+        f"texts {made[0].key[:12]}: not pushed to the shared storage (TimeoutError: no route), and 2 more not tried; "
+        "the next run tries again"
+    ]
+
+
+def test_what_a_storage_says_is_logged_short_and_without_secrets(tmp_path, monkeypatch):
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "abcdefghijkl")
+
+    def leaks(self, kind, key):
+        raise OSError(f"denied for abcdefghijkl\n{'<xml>' * 500}")
+
+    monkeypatch.setattr(Remote, "lacks", leaks)
+    here = Workshop(Store(tmp_path / "a", (tmp_path / "bucket").as_uri()), tmp_path / "models")
+    first, _ = here.build(UPPER, Letters(), {})
+    said: list[str] = []
+    here.share([first], said.append)
+    cut = f"denied for <AWS_SECRET_ACCESS_KEY> {'<xml>' * 500}"[:200]
+    assert said == [f"texts {first.key[:12]}: not pushed to the shared storage (OSError: {cut}); the next run tries again"]
 
 
 @pytest.mark.parametrize("number", [float("nan"), float("inf"), -float("inf")])
