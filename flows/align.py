@@ -30,8 +30,8 @@ def align(plan: AnyPlan, rerun: str | None = None) -> str:
         review = Reviewing(plan, build, settle)
         review.hear()  # this run was suspended, and somebody decided
         steps = look(plan).values()
-        require_judge(steps)
-        require_vllm(steps)
+        require_judge(steps, rerun)
+        require_vllm(steps, rerun)
         pipeline(plan, review, waited_for(plan, workshop.store))
         # one branch failed: the others still finish, and their artifacts stay
         failed = [error for name, future in build.futures.items() if (error := failure(name, future))]

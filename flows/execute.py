@@ -57,16 +57,20 @@ def look(plan: AnyPlan) -> dict[str, Step]:
     return {step.name: step for step in explained.steps}
 
 
-def require_judge(steps: Iterable[Step]) -> None:
-    """Raise MachineError where a stage that is missing asks a judge that nobody named: not after hours of training."""
-    if any(step.artifact is None and step.stage in (JUDGING, PAIRWISE) for step in steps):
+def require_judge(steps: Iterable[Step], rerun: str | None = None) -> None:
+    """Raise MachineError where a stage that is missing, or `rerun`, asks a judge that nobody named: not after hours."""
+    if any(_due(step, rerun) and step.stage in (JUDGING, PAIRWISE) for step in steps):
         Judge.from_environment()
 
 
-def require_vllm(steps: Iterable[Step]) -> None:
-    """Raise MachineError where a stage that is missing has its answers written by a vLLM server that nobody named."""
-    if any(step.artifact is None and isinstance(step.spec, OnlineSpec) and step.spec.engine == "vllm" for step in steps):
+def require_vllm(steps: Iterable[Step], rerun: str | None = None) -> None:
+    """Raise MachineError where a stage that is missing, or `rerun`, needs answers by a vLLM server that nobody named."""
+    if any(_due(step, rerun) and isinstance(step.spec, OnlineSpec) and step.spec.engine == "vllm" for step in steps):
         VllmServer.from_environment()
+
+
+def _due(step: Step, rerun: str | None) -> bool:
+    return step.artifact is None or step.name == rerun
 
 
 def up_to_date(plan: AnyPlan, steps: dict[str, Step], *, console: Console) -> bool:

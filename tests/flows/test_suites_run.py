@@ -3,9 +3,10 @@
 import json
 import os
 import shutil
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib import import_module
 from pathlib import Path
+from types import SimpleNamespace
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TRANSFORMERS_VERBOSITY"] = "error"
@@ -187,5 +188,9 @@ def test_a_judge_that_nobody_named_stops_a_run_before_it_trains(tmp_path, monkey
     with pytest.raises(MachineError, match="a judge is asked for and ALIGN_JUDGE_URL is not set"):
         require_judge(steps)
     require_judge(step for step in steps if "judged" not in step.name)
+    built = [replace(step, artifact=SimpleNamespace()) for step in steps]
+    require_judge(built, "sft")
+    with pytest.raises(MachineError, match="a judge is asked for and ALIGN_JUDGE_URL is not set"):
+        require_judge(built, next(step.name for step in steps if "judged" in step.name))
     monkeypatch.setenv("ALIGN_JUDGE_URL", "http://127.0.0.1:9/v1")
     require_judge(steps)
