@@ -24,7 +24,9 @@ LEAST = "0.10.2"
 _SWITCH = "VLLM_ALLOW_RUNTIME_LORA_UPDATING=True"
 """in the server's environment; without it the routes for adapters are missing"""
 _PATIENCE = 600.0
-"""seconds to wait for an answer, which may queue behind many others"""
+"""seconds to wait for an answer, which may queue behind many others; once: who is silent that long hangs"""
+_PARTING = 30.0
+"""seconds to wait until an adapter is dropped, once"""
 _BUSY = (408, 425, 429, 502, 503, 504)
 """of the usual ones without 409 and 500, by which vLLM says that an adapter does not load"""
 
@@ -66,8 +68,9 @@ class VllmServer:
     def __init__(self, url: str, key: str | None = None, *, start: str = "", tries: int = TRIES, pause: float = 1.0) -> None:
         """start: the command that starts a server which can do what is asked, for errors."""
         self._endpoint = Endpoint(
-            ROLE, url, key, tries=tries, pause=pause, patience=_PATIENCE, busy=_BUSY, threads=THREADS
+            ROLE, url, key, tries=tries, pause=pause, patience=_PATIENCE, busy=_BUSY, threads=THREADS, slow=False
         )  # fmt: skip
+        self._parting = Endpoint(ROLE, url, key, tries=1, patience=_PARTING, busy=_BUSY, threads=1, slow=False)
         self._start = f"`{_SWITCH} {start or 'vllm serve BASE --enable-lora'}`"
 
     @classmethod
@@ -87,7 +90,7 @@ class VllmServer:
     def unload(self, name: str) -> str | None:
         """Drop the adapter; why it would not, if so: what is left behind costs the server memory, and nobody a result."""
         try:
-            reply = self._endpoint.post("unload_lora_adapter", {"lora_name": name})
+            reply = self._parting.post("unload_lora_adapter", {"lora_name": name})
         except MachineError as error:
             return str(error)
         return None if reply.status in (200, 404) else f"HTTP {reply.status}: {reply.said}"
@@ -104,13 +107,13 @@ class VllmServer:
             choice: dict[str, Any] = found["choices"][0]
             tokens: Any = choice.get("token_ids")
             told: dict[str, Any] = choice.get("logprobs") or {}
+            values: Any = told.get("token_logprobs") if logps else []
         except (LookupError, TypeError, AttributeError):
             raise self._odd(f"does not reply as vLLM does: {reply.said}") from None
         if tokens is None:
             raise self._odd("does not return the tokens of its answers")
         if why := _malformed(tokens, sampling):
             raise self._odd(f"sent {why}")
-        values: Any = told.get("token_logprobs") if logps else []
         if logps and not (_list_of(int | float, values) and len(values) == len(tokens)):
             raise self._odd("sent an answer without a log-probability of each token")
         return Written(tokens, values)

@@ -87,6 +87,14 @@ def test_a_busy_endpoint_is_asked_again(serve):
         assert len(endpoint.asked) == 3
 
 
+@pytest.mark.parametrize("kind", [{}, {"Content-Type": "text/plain"}, {"Content-Type": "text/plain; charset=latin-1"}])
+def test_a_reply_is_read_as_utf_8_whatever_its_header_says(serve, kind):
+    said = "Schöne Grüße, 好. Score: 4"
+    body = json.dumps({"choices": [{"message": {"role": "assistant", "content": said}}]}, ensure_ascii=False)
+    with serve(lambda asked, number: (200, body, kind)) as endpoint:
+        assert Judge(endpoint.url, KEY, pause=0.0).ask("m", "s", "u") == said
+
+
 def test_an_endpoint_that_stays_busy_is_a_machine_error(serve):
     with serve(lambda asked, number: (503, "no room", {})) as endpoint:
         with pytest.raises(

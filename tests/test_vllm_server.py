@@ -1,6 +1,7 @@
 """A vLLM server over HTTP: what exactly is asked of it, what its replies mean, and refusals in one sentence without the key."""
 
 import json
+import threading
 
 import pytest
 from endpoint import KEY
@@ -44,15 +45,13 @@ def test_an_adapter_is_taken_up_once_and_dropped_without_a_fuss(serve, tmp_path)
         (404, '{"error": {"message": "The lora adapter \'a\' cannot be found."}}', {}),
         (500, '{"error": {"message": "Failed to remove lora adapter"}}', {}),
         (503, "gone", {}),
-        (503, "gone", {}),
-        (503, "gone", {}),
     ]
     with serve(lambda asked, number: said[number - 1], ROLE) as endpoint:
         for _ in range(3):
             server(endpoint).load("a", tmp_path)
         dropped = [server(endpoint).unload("a") for _ in range(4)]
-    assert endpoint.asked == [{"lora_name": "a", "lora_path": str(tmp_path)}] * 3 + [{"lora_name": "a"}] * 6
-    assert endpoint.paths == ["/v1/load_lora_adapter"] * 3 + ["/v1/unload_lora_adapter"] * 6
+    assert endpoint.asked == [{"lora_name": "a", "lora_path": str(tmp_path)}] * 3 + [{"lora_name": "a"}] * 4
+    assert endpoint.paths == ["/v1/load_lora_adapter"] * 3 + ["/v1/unload_lora_adapter"] * 4
     assert dropped[:2] == [None, None]
     assert dropped[2] == 'HTTP 500: {"error": {"message": "Failed to remove lora adapter"}}'
     assert "is busy or broken (HTTP 503: gone)" in dropped[3]
@@ -95,6 +94,7 @@ def test_a_server_that_takes_no_adapter_is_told_how_it_is_started(serve, reply, 
         (answer([9]), "sent an answer that stops after 0 tokens where 1 were due"),
         (answer([5, 9]), "sent an answer without a log-probability of each token"),
         (answer([5, 9], [-1.0]), "sent an answer without a log-probability of each token"),
+        ((200, '{"choices": [{"token_ids": [5, 9], "logprobs": [-1.0, -1.0]}]}', {}), "does not reply as vLLM does"),
         (answer([5, 9], [-1.0, None]), "sent an answer without a log-probability of each token"),
     ],
 )
@@ -117,6 +117,33 @@ def test_a_busy_server_is_asked_again_and_one_that_is_down_is_a_machine_error(se
         MachineError, match=r"^the vLLM server at 127.0.0.1 cannot be reached \(connection refused\).*VLLM_URL right\?"
     ):
         down.load("a", "/x")
+
+
+def test_a_server_that_hangs_is_asked_once_and_said_so(serve, monkeypatch):
+    monkeypatch.setattr("tasks.vllm_server._PATIENCE", 0.3)
+    monkeypatch.setattr("tasks.vllm_server._PARTING", 0.2)
+    goes_on = threading.Event()
+    with serve(lambda asked, number: goes_on.wait(60) and answer([5, 9]), ROLE) as endpoint:
+        try:
+            with pytest.raises(MachineError) as raised:
+                server(endpoint).write("a", [3], SAMPLING, seed=0)
+            kept = server(endpoint).unload("a")
+        finally:
+            goes_on.set()
+    said = "the vLLM server at 127.0.0.1 took the question and did not reply in {} s; does it hang? see its log"
+    assert (str(raised.value), kept) == (said.format(0.3), said.format(0.2))
+    assert sorted(endpoint.paths) == ["/v1/completions", "/v1/unload_lora_adapter"]
+
+
+def test_a_server_that_hangs_up_is_asked_again(serve):
+    def reply(asked, number):
+        if number == 1:
+            raise ConnectionAbortedError("this handler ends without a reply")
+        return answer([5, 9])
+
+    with serve(reply, ROLE) as endpoint:
+        assert server(endpoint).write("a", [3], SAMPLING, seed=0).tokens == [5, 9]
+    assert len(endpoint.asked) == 2
 
 
 def test_a_server_that_nobody_named_is_said_so(monkeypatch):

@@ -67,14 +67,14 @@ class Endpoint:
         patience: float = 120.0,
         busy: Collection[int] = BUSY,
         threads: int = 32,
+        slow: bool = True,
     ) -> None:
         """pause: seconds that the waits between tries start from.  patience: seconds to wait for a reply.
 
-        Raises MachineError for what is no address.
+        slow: whether one that does not reply in time is asked again.  Raises MachineError for what is no address.
         """
         import requests
         from requests.adapters import HTTPAdapter
-        from urllib3.util import Retry
 
         parts = urlsplit(url)
         if parts.scheme not in ("http", "https") or not parts.hostname or parts.username or parts.password:
@@ -83,10 +83,7 @@ class Endpoint:
             )
         self.where = f"the {role.name} at {parts.hostname}"
         self._role, self._url, self._key, self._busy, self._patience = role, url.rstrip("/"), key, busy, patience
-        again = Retry(
-            total=tries - 1, connect=min(2, tries - 1), redirect=0, status_forcelist=busy, allowed_methods=None,
-            raise_on_status=False, backoff_factor=pause, respect_retry_after_header=True, retry_after_max=_LONGEST_WAIT,
-        )  # fmt: skip
+        again = _again(tries, pause, busy, slow=slow)
         self._session = requests.Session()
         for scheme in ("http://", "https://"):
             self._session.mount(scheme, HTTPAdapter(max_retries=again, pool_maxsize=threads))
@@ -101,11 +98,15 @@ class Endpoint:
         address, wait = f"{self._url}/{path}", (_CONNECT, self._patience)
         try:
             reply = self._session.post(address, json=asked, timeout=wait, auth=self._sign, allow_redirects=False)
+        except requests.ReadTimeout:
+            raise MachineError(
+                f"{self.where} took the question and did not reply in {self._patience:g} s; does it hang? see its log"
+            ) from None
         except requests.RequestException as error:
             raise MachineError(
                 f"{self.where} cannot be reached ({_reason(error)}); is it running, and {self._role.url} right?"
             ) from None
-        found = Reply(reply.status_code, reply.text)
+        found = Reply(reply.status_code, reply.content.decode("utf-8", "replace"))  # JSON is, whatever the header says or omits
         if found.status in (401, 403):
             raise MachineError(f"{self.where} does not let us in (HTTP {found.status}); is {self._role.key} right?")
         if found.status in self._busy:
@@ -117,6 +118,23 @@ class Endpoint:
         if self._key:
             request.headers["Authorization"] = f"Bearer {self._key}"
         return request
+
+
+def _again(tries: int, pause: float, busy: Collection[int], *, slow: bool) -> Any:  # noqa: ANN401  of urllib3
+    """When a question is asked again.  `slow`: also after silence; a broken connection, which may only have been idle, always."""
+    from urllib3.exceptions import ReadTimeoutError
+    from urllib3.util import Retry
+
+    class Again(Retry):
+        def increment(self, *args: Any, error: Exception | None = None, **more: Any) -> Retry:  # noqa: ANN401
+            if isinstance(error, ReadTimeoutError) and not slow:
+                raise error
+            return super().increment(*args, error=error, **more)
+
+    return Again(
+        total=tries - 1, connect=min(2, tries - 1), redirect=0, status_forcelist=busy, allowed_methods=None,
+        raise_on_status=False, backoff_factor=pause, respect_retry_after_header=True, retry_after_max=_LONGEST_WAIT,
+    )  # fmt: skip
 
 
 def named(role: Role) -> tuple[str, str | None]:
