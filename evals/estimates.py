@@ -41,6 +41,8 @@ class Metric:
     """what it is where the candidate equals the other; 1 is that of ratios"""
     by_token: bool = False
     """whether it compares what is counted by token, which two tokenizers make different things"""
+    by_template: bool = False
+    """whether those are tokens of a chat, which two templates make different things: another space, another stop token"""
 
     @property
     def comparative(self) -> bool:
@@ -77,6 +79,11 @@ class Metric:
             raise DataError(
                 f"the {against} cuts texts into other tokens than the candidate does (their tokenizers differ), and this is "
                 "counted by token; compare them by what is not, such as preference_accuracy, reward_win_rate or a suite"
+            )
+        if self.by_template and against in scores.other_texts:
+            raise DataError(
+                f"the {against} reads and writes in another chat template than the candidate, so tokens of answers are not the same, "
+                "and this is counted by token; compare them by what is not, such as preference_accuracy, reward_win_rate or a suite"
             )
         return self.of(*scores.aligned(*self.wants(against)))
 
@@ -204,7 +211,7 @@ METRICS: dict[str, Metric] = {
     "answer_perplexity_ratio": Metric(
         _perplexity_ratio, (("candidate", "answer_nll"), (_OTHER, "answer_nll")), "ratio", "lower",
         "perplexity on held-out answers over the other's",
-        neutral=1.0, by_token=True,
+        neutral=1.0, by_token=True, by_template=True,
     ),
     "text_perplexity": Metric(
         _perplexity, (("candidate", "text_nll"),), "perplexity per token", "lower",

@@ -2,7 +2,7 @@
 
 Who it is depends on the candidate: a plan that is asked again after its release must not meet itself.  So a pipeline asks once
 the candidate is known, of the channel as it stood when the run started, and only where a gate wants to know.  It asks for the
-base too, before anything is trained: training keeps a tokenizer, so what gates could not compare is known by then.
+base too, before anything is trained: training keeps tokenizer and template, so what gates could not compare is known by then.
 """
 
 from dataclasses import dataclass
@@ -18,7 +18,7 @@ from tasks.core.contract import Stage
 from tasks.core.errors import DataError, SpecError
 from tasks.core.spec import Spec
 from tasks.core.store import Artifact, Store
-from tasks.policy import read_record
+from tasks.policy import PolicyRecord, read_record
 
 if TYPE_CHECKING:
     from prefect.futures import PrefectFuture
@@ -38,20 +38,24 @@ class Standing:
     """the releases that stood, the present one last"""
     by_token: tuple[str, ...] = ()
     """metrics of the gates that compare with the champion what is counted by token"""
+    by_template: tuple[str, ...] = ()
+    """those of them whose tokens are of a chat"""
 
     @classmethod
     def of(cls, plan: "AnyPlan", store: Store) -> "Standing":
         """The channel of `plan` now; it is not even read where no gate asks for a champion."""
         task = plan.task.kind if isinstance(plan, TaskPlan) else "policy"
         keys = standing(store, plan.release.channel) if plan.challenges else []
-        gates = [gate for gate in plan.gates if gate.meets_champion and metric(gate.metric, gate.against).by_token]
-        return cls(store, plan.release.channel, task, tuple(keys), tuple(gate.metric for gate in gates))
+        metrics = {gate.metric: metric(gate.metric, gate.against) for gate in plan.gates if gate.meets_champion}
+        by_token = tuple(name for name, about in metrics.items() if about.by_token)
+        by_template = tuple(name for name in by_token if metrics[name].by_template)
+        return cls(store, plan.release.channel, task, tuple(keys), by_token, by_template)
 
     def against(self, candidate: Artifact | None, *, deep: bool = False) -> tuple[str, Artifact] | None:
         """Key and policy of the release that `candidate` (None while it is not built) is compared with; None if there is none.
 
         Raises DataError where they are damaged (all bytes are read with `deep`) or gone, SpecError for a model of another kind,
-        or of another tokenizer where gates count by token.
+        or of another tokenizer or chat template where gates count by token what these decide.
         """
         key = opponent(self.store, self.keys, candidate.digest if candidate else "")
         if key is None:
@@ -68,14 +72,24 @@ class Standing:
                 f"gate against champion: {self.channel} points to a model for {_words(record.task)}, and this plan makes one for "
                 f"{_words(self.task)}; set release.channel to another channel"
             )
-        if candidate and self.by_token and read_record(candidate.path).tokenizer != record.tokenizer:
-            raise SpecError(
-                f"gate {' and '.join(self.by_token)} against champion: {self.channel} points to release {key[:12]}, which cuts "
-                "texts into other tokens than this plan's model does (their tokenizers differ), and this is counted by token; "
-                "compare by what is not, such as reward_win_rate, preference_accuracy or a suite, or set release.channel to "
-                "another channel"
-            )
+        if candidate and self.by_token:
+            self._refuse_other_tokens(read_record(candidate.path), record, key)
         return key, policy
+
+    def _refuse_other_tokens(self, candidate: PolicyRecord, champion: PolicyRecord, release: str) -> None:
+        """Raise SpecError where a gate counts by token what is other tokens for the two."""
+        if candidate.tokenizer != champion.tokenizer:
+            gates, why = self.by_token, "cuts texts into other tokens than this plan's model does (their tokenizers differ)"
+        elif candidate.template != champion.template:
+            gates, why = self.by_template, "reads and writes answers in another chat template than this plan's model"
+        else:
+            return
+        if gates:
+            raise SpecError(
+                f"gate {' and '.join(gates)} against champion: {self.channel} points to release {release[:12]}, which {why}, and "
+                "this is counted by token; compare by what is not, such as reward_win_rate, preference_accuracy or a suite, or "
+                "set release.channel to another channel"
+            )
 
 
 def looked_up(plan: "AnyPlan", store: Store) -> Meet:

@@ -73,6 +73,8 @@ class StandIns:
     workshop: Workshop
     tokenizer: str = "1" * 64
     """of every policy that is built now; the base's decides"""
+    template: str | None = None
+    """likewise"""
     built: list[str] = field(default_factory=list)
     made: dict = field(default_factory=dict)
 
@@ -89,7 +91,7 @@ class StandIns:
         base = Base(name="smollm2-135m-instruct", revision="sha256:b179", files={})
         chain = (Link(stage="sft", method="full"),) if quality else ()
         task = getattr(spec, "kind", "policy")
-        write_record(out, PolicyRecord(task=task, base=base, chain=chain, tokenizer=self.tokenizer, template=None))
+        write_record(out, PolicyRecord(task=task, base=base, chain=chain, tokenizer=self.tokenizer, template=self.template))
         (out / "quality.json").write_text(json.dumps(quality))
         if task != "policy":
             write_head(out, Head(kind=task, labels=("a", "b"), majority="a", max_length=8, stride=1, max_answer_tokens=1))

@@ -140,6 +140,14 @@ def test_other_tokens_make_perplexities_incomparable(tmp_path):
         value(Scores.read({"scores_candidate": one, "scores_parent": two}), "text_perplexity_ratio")
 
 
+def test_another_chat_template_makes_perplexities_of_answers_incomparable_and_those_of_text_not(tmp_path):
+    one = write(tmp_path / "one", [*rows("answer_nll", [1, 2], weight=10), *rows("text_nll", [1, 2], weight=10)])
+    scores = Scores.read({"scores_candidate": one, "scores_champion": one}, other_texts=["champion"])
+    assert value(scores, "text_perplexity_ratio", "champion") == 1
+    with pytest.raises(DataError, match="the champion reads and writes in another chat template than the candidate"):
+        value(scores, "answer_perplexity_ratio", "champion")
+
+
 def test_a_module_is_a_mean_of_the_candidate_or_a_difference(tmp_path):
     one = write(tmp_path / "one", rows("filler_opening", [1, 0, 0, 0]))
     two = write(tmp_path / "two", rows("filler_opening", [1, 1, 0, 1]))

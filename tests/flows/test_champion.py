@@ -182,20 +182,34 @@ def test_a_first_release_needs_a_gate_that_can_be_judged(tmp_path, build):
 
 
 @pytest.fixture
-def foreign(tmp_path, build):
-    """A builder whose base has another tokenizer than the champion that stands."""
+def stranger(tmp_path, build):
+    """A builder whose base is to be made afresh, beside a champion that stands."""
     run(plan_of(tmp_path), build)
     policies = build.workshop.store.root / "policy"
     for folder in policies.iterdir():  # the base of another plan would be another artifact
         if json.loads((folder / "manifest.json").read_text())["identity"]["stage"] == "base":
             folder.rename(tmp_path / folder.name)
     build.built.clear()
-    return replace(build, tokenizer="2" * 64)
+    return build
 
 
-def test_what_is_counted_by_token_is_refused_for_another_tokenizer_before_anything_is_trained(tmp_path, foreign):
+@pytest.fixture
+def foreign(stranger):
+    """A builder whose base has another tokenizer than the champion."""
+    return replace(stranger, tokenizer="2" * 64)
+
+
+@pytest.mark.parametrize(
+    ("other", "why"),
+    [
+        ({"tokenizer": "2" * 64}, r"\(their tokenizers differ\)"),
+        ({"template": "3" * 64}, "answers in another chat template than"),
+    ],
+)
+def test_what_is_counted_by_token_is_refused_for_other_tokens_before_anything_is_trained(tmp_path, stranger, other, why):
+    foreign = replace(stranger, **other)
     says = (
-        r"gate answer_perplexity_ratio against champion: champion points to release \w{12}, .*\(their tokenizers differ\).*"
+        rf"gate answer_perplexity_ratio against champion: champion points to release \w{{12}}, .*{why}.*"
         "such as reward_win_rate.* or set release.channel to another channel"
     )
     with pytest.raises(SpecError, match=says):
@@ -214,6 +228,18 @@ def test_what_is_not_counted_by_token_is_compared_across_tokenizers(tmp_path, fo
     met = Standing.of(other, foreign.workshop.store).against(base)
     assert met
     assert met[0] == channel(foreign.workshop.store, "champion")
+
+
+def test_general_text_is_compared_across_chat_templates_and_not_across_tokenizers(tmp_path, stranger):
+    text = {"metric": "text_perplexity_ratio", "at_most": 1, "against": "champion"}
+    plan = write_plan(tmp_path, sft={"learning_rate": 0.2}, gates=[SOUND, text], data={"texts": {"sources": ["rows.jsonl"]}})
+    standing = Standing.of(plan, stranger.workshop.store)
+    base = replace(stranger, template="3" * 64)(BASE, plan.model.spec(), plan.model.files())
+    assert standing.against(base)
+    base.path.rename(tmp_path / "gone")
+    base = replace(stranger, tokenizer="2" * 64)(BASE, plan.model.spec(), plan.model.files())
+    with pytest.raises(SpecError, match="gate text_perplexity_ratio against champion: .*their tokenizers differ"):
+        standing.against(base)
 
 
 def test_a_champion_that_is_damaged_or_gone_is_named(tmp_path, build):
