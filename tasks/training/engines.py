@@ -51,9 +51,10 @@ def engine(spec: OnlineSpec, begin: Start, encoder: Encoder, run: Run, *, silent
 
 
 class VllmEngine:
-    """Answers by a vLLM server, which is given the policy's adapter before each rollout, under a name that is its digest.
+    """Answers by a vLLM server, which is given the policy's adapter before each rollout, under a name of the run and its digest.
 
-    Never two adapters by one name: the keys of the server's prefix cache hold names.
+    Never two adapters by one name: the keys of the server's prefix cache hold names.  Never two runs at one name, however equal
+    their adapters: each drops what it loaded.
     """
 
     def __init__(
@@ -92,13 +93,15 @@ class VllmEngine:
         shutil.rmtree(self._folder, ignore_errors=True)
 
     def _written(self) -> Path:
-        """The folder of the policy's adapter as it is now; its name is its digest."""
+        """The folder of the policy's adapter as it is now; its name is the run's, equal in all its processes, and its digest."""
         draft = self._folder / "draft"
         shutil.rmtree(draft, ignore_errors=True)
         draft.mkdir(parents=True)
         adapter = draft / "adapter"
         write_adapter(adapter, self._begin.model, self._begin.record.base.name, self._begin.method)
-        name = f"align-{sha256(''.join(file_digest(adapter / file) for file in (CONFIG, WEIGHTS)))[:12]}"
+        work = self._run.work.resolve()  # of its key in its store: two stores may build the same key at one server
+        digest = sha256("\n".join([str(work), *(file_digest(adapter / file) for file in (CONFIG, WEIGHTS))]))
+        name = f"align-{work.name[:8]}-{digest[:12]}"
         if not (self._folder / name).exists():
             adapter.rename(self._folder / name)
         shutil.rmtree(draft)

@@ -1,6 +1,7 @@
 """Answers by a vLLM server, played on loopback by a tiny model: what is served is what is trained, or nothing is learned."""
 
 import json
+import re
 import shutil
 
 import practising
@@ -74,7 +75,7 @@ def test_ppo_learns_from_answers_of_the_server_which_holds_the_policy_as_it_is_n
     assert rows[4]["kl"] != rows[0]["kl"] == 0.0  # the second iteration's answers are of another policy
     names = [name for what, name in vllm.moves if what == "load"]
     assert len(set(names)) == 2
-    assert all(len(name) == len("align-") + 12 for name in names)
+    assert all(re.fullmatch(f"align-{run.work.name[:8]}-[0-9a-f]{{12}}", name) for name in names)
     assert vllm.moves == adapter_moves(names)
     assert vllm.held == {}
     assert not list(run.work.glob("vllm/*"))
@@ -230,6 +231,25 @@ def test_the_same_weights_keep_their_name_and_others_get_another(studio, base, s
         writer.close()
         writer.close()
     assert done == [(1, 3), (2, 3), (3, 3)]
+    assert vllm.held == {}
+
+
+def test_two_runs_that_begin_at_the_same_adapter_do_not_take_it_from_each_other(studio, base, serve):
+    """Of other keys, and of one key in two stores."""
+    vllm, policy = LoopbackVllm(base), studio.sft("lora")
+    places = [studio.fresh("store") / ".work" / key for key in ("0123456789", "abcdefghij", "0123456789")]
+    with serve(vllm, ROLE):
+        (first, begin), *others = [engine(studio, policy, studio.run(work=place)) for place in places]
+        asked = wanted(begin, 2)
+        one = first.answers(asked, lambda *given: None)
+        for other, _ in others:
+            assert other.answers(asked, lambda *given: None) == one
+            other.close()
+        assert first.answers(asked, lambda *given: None) == one
+        first.close()
+    loaded = [name for what, name in vllm.moves if what == "load"]
+    assert [name[: len("align-01234567")] for name in loaded] == ["align-01234567", "align-abcdefgh", "align-01234567"]
+    assert len(set(loaded)) == 3
     assert vllm.held == {}
 
 
