@@ -82,8 +82,8 @@ class Metric:
             )
         if self.by_template and against in scores.other_texts:
             raise DataError(
-                f"the {against} reads and writes in another chat template than the candidate, so tokens of answers are not the same, "
-                "and this is counted by token; compare them by what is not, such as preference_accuracy, reward_win_rate or a suite"
+                f"the {against} reads and writes in another chat template than the candidate, and this is counted by token of "
+                "answers; compare them by what is not, such as preference_accuracy, reward_win_rate or a suite"
             )
         return self.of(*scores.aligned(*self.wants(against)))
 

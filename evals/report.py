@@ -60,6 +60,15 @@ def challenge(verdict: Row) -> str:
     return f"There is no champion yet, so this was not judged: {gates}."
 
 
+def noted(gate: Row) -> str:
+    """The plan's note on a gate, and what the reader should know of its items.
+
+    >>> noted({"note": "asked for", "remark": "3 more items left out"}), noted({"note": ""})
+    ('asked for; 3 more items left out', '')
+    """
+    return "; ".join(filter(None, (gate["note"], gate.get("remark"))))
+
+
 def rows(verdict: Row) -> list[dict[str, str]]:
     """The gates as a table of plain text, for example for a Prefect table artifact."""
     return [_gate(gate) for gate in verdict["gates"]]
@@ -128,7 +137,7 @@ def _gate(gate: Row) -> dict[str, str]:
         "p": probability(gate["p"]) if "p" in gate else "?",  # verdicts of before have none
         "n": str(gate["items"]),
         "smallest effect": "?" if gate["smallest_effect"] is None else f"{gate['smallest_effect']:.3g}",
-        "note": gate["note"],
+        "note": noted(gate),
     }
 
 

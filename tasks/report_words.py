@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from evals.gates import percent, probability, shown
-from evals.report import CORRECTION
+from evals.report import CORRECTION, noted
 from tasks.charts import SAID
 from tasks.core.spec import Json
 from tasks.present import duration, headline, sized
@@ -125,7 +125,7 @@ def gates(verdict: Mapping[str, Any]) -> list[dict[str, Any]]:
             "gate": gate, "metric": gate["metric"], "said": gate["verdict"], "word": SAID[gate["verdict"]],
             "need": need(gate), "found": found(gate), "interval": interval(gate), "level": percent(gate["level"]),
             "p": probability(gate["p"]) if gate.get("p") is not None else "", "n": f"{gate['items']:,}",
-            "effect": "-" if gate["smallest_effect"] is None else f"{gate['smallest_effect']:.3g}", "note": gate["note"],
+            "effect": "-" if gate["smallest_effect"] is None else f"{gate['smallest_effect']:.3g}", "note": noted(gate),
             "settle": gate.get("items_needed") if gate["verdict"] == "review" else None,
         }
         for gate in verdict["gates"]

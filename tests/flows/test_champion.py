@@ -238,7 +238,7 @@ def test_general_text_is_compared_across_chat_templates_and_not_across_tokenizer
     assert standing.against(base)
     base.path.rename(tmp_path / "gone")
     base = replace(stranger, tokenizer="2" * 64)(BASE, plan.model.spec(), plan.model.files())
-    with pytest.raises(SpecError, match="gate text_perplexity_ratio against champion: .*their tokenizers differ"):
+    with pytest.raises(SpecError, match=r"gate text_perplexity_ratio against champion: .*their tokenizers differ"):
         standing.against(base)
 
 
