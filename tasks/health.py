@@ -6,6 +6,7 @@ nothing but how scores are normalised, so that another bound judges afresh and t
 """
 
 import json
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,7 +16,7 @@ import numpy as np
 from pydantic import Field, NonNegativeInt, PositiveInt
 
 from evals.calibration import Reliability, brier, rank_correlation, slope
-from evals.gates import percent, rounded, shown
+from evals.gates import known, percent, rounded, shown
 from evals.scores import Scores, Series
 from evals.statistics import Estimate, Floats, Sample, difference, mean, shares
 from tasks.core.contract import Metrics, Run, Stage
@@ -161,12 +162,14 @@ class _Card:
         found = self.found.get(name)
         if found is None:  # not measured: if it should have been, a reason says why not
             return
-        holds = min(room(found.low), room(found.high)) >= 0
+        holds = all(room(end) >= 0 for end in (found.low, found.high))
         self.checks.append({"check": name, "need": need, "holds": holds})
         if not holds:
             at = f"[{shown(found.low, [bound])}, {shown(found.high, [bound])}] at {percent(found.level)}"
             said = f"{name} is {shown(found.value, [bound])} {at} on {found.items} {unit}, and all of that must be {need}"
-            if room(found.value) >= 0:
+            if room(found.value) >= 0 and not math.isfinite(found.smallest_effect()):
+                advice = "too few to tell, as they leave its interval open; give more that differ"
+            elif room(found.value) >= 0:
                 needed = found.items_needed(room(found.value))
                 more = f"about {needed} {unit} would settle it" if needed else "it lies on the bound"
                 advice = f"too few to tell, as they show nothing smaller than {found.smallest_effect():.2g}; {more}"
@@ -213,7 +216,7 @@ def health(spec: HealthSpec, inputs: Mapping[str, Path], out: Path, run: Run) ->
     (out / PAGE).write_text(markdown(record), encoding="utf-8")
     for reason in card.reasons:
         run.log(reason)
-    value = {name: rounded(found.value) if found else None for name, found in card.found.items()}
+    value = {name: known(found.value) if found else None for name, found in card.found.items()}
     return {
         "verdict": record["verdict"],
         "accuracy": value.get(ACCURACY),
@@ -308,7 +311,7 @@ def _row(found: Estimate | None) -> Json:
     if found is None:
         return None
     numbers = {"value": found.value, "low": found.low, "high": found.high, "smallest_effect": found.smallest_effect()}
-    return {**{name: rounded(number) for name, number in numbers.items()}, "items": found.items, "clusters": found.clusters}
+    return {**{name: known(number) for name, number in numbers.items()}, "items": found.items, "clusters": found.clusters}
 
 
 def _agreement(inputs: Mapping[str, Path]) -> dict[str, Json]:

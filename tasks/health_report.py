@@ -50,7 +50,8 @@ def _estimates(card: Row) -> str:
             rows.append((mark, name, need, "-", "-", "-", "-"))
             continue
         interval = f"[{shown(found['low'])}, {shown(found['high'])}]"
-        rows.append((mark, name, need, shown(found["value"]), interval, str(found["items"]), f"{found['smallest_effect']:.3g}"))
+        effect = "?" if found["smallest_effect"] is None else f"{found['smallest_effect']:.3g}"
+        rows.append((mark, name, need, shown(found["value"]), interval, str(found["items"]), effect))
     return _table(("", "what", "need", "found", "interval", "n", "smallest effect"), rows)
 
 
@@ -59,7 +60,7 @@ def _reliability(card: Row) -> list[str]:
         return []
     slope = card["estimates"].get("slope")
     said = "P(chosen is better) = sigmoid(score of chosen less score of rejected); pairs of like margin together."
-    if slope and slope["value"] > 0:
+    if slope and slope["value"] is not None and slope["value"] > 0:
         times = slope["value"]
         apart = f"{shown(1 / times)} times too far apart" if times < 1 else f"{shown(times)} times too close together"
         said += (

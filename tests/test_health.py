@@ -1,6 +1,7 @@
 """The health card judges planted reward models rightly and for the right reason; the clearance knows nothing of its bounds."""
 
 import json
+import math
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +10,7 @@ import tiny
 from scipy.special import expit
 from scoring import row, write
 
+from evals.statistics import Estimate
 from tasks.core.build import Workshop
 from tasks.core.contract import Run, Stage
 from tasks.core.errors import DataError, GateError
@@ -208,6 +210,33 @@ def test_the_pairs_of_one_conversation_are_refused_as_evidence(tmp_path, judge):
     card, _ = judge(few.inputs())
     assert card["verdict"] == "weak"
     assert "held-out accuracy cannot be measured: 1 items in 1 conversation" in card["reasons"][0]
+
+
+def test_an_interval_that_is_not_known_is_null_in_the_card_and_ends_no_run(planted, judge, monkeypatch):
+    measured = []
+
+    def unknown(margins, clusters):
+        measured.append(len(margins))
+        return Estimate(0.2, -math.inf, math.inf, 0.95, 0.0, PAIRS, PAIRS)
+
+    monkeypatch.setattr("tasks.health.brier", unknown)
+    card, _ = judge(planted.inputs())
+    assert (card["verdict"], measured) == ("healthy", [PAIRS])
+    assert card["estimates"]["Brier score"] == {
+        "value": 0.2, "low": None, "high": None, "smallest_effect": None, "items": PAIRS, "clusters": PAIRS,
+    }  # fmt: skip
+    assert f"|  | Brier score |  | 0.200 | [?, ?] | {PAIRS} | ? |" in (planted.root / "out/health.md").read_text()
+
+
+def test_a_bound_on_an_interval_that_is_not_known_does_not_hold(planted, judge, monkeypatch):
+    name = "rank correlation of margin and length, within pairs"
+    unknown = Estimate(0.1, -math.inf, math.inf, 0.95, 0.0, PAIRS, PAIRS)
+    monkeypatch.setattr("tasks.health.rank_correlation", lambda *_: unknown)
+    card, _ = judge(planted.inputs())
+    assert card["reasons"][0] == (
+        f"{name} is 0.100 [?, ?] at 95% on {PAIRS} pairs, and all of that must be between -0.8 and 0.8: too few to tell, as they "
+        "leave its interval open; give more that differ"
+    )
 
 
 def test_statistics_of_scores_are_those_of_numpy(planted, judge):
