@@ -245,6 +245,7 @@ def test_two_runs_that_begin_at_the_same_adapter_do_not_take_it_from_each_other(
         for other, _ in others:
             assert other.answers(asked, lambda *given: None) == one
             other.close()
+            assert [*vllm.held] == [vllm.moves[0][1]]  # the first one's is still there, also in the middle of a rollout
         assert first.answers(asked, lambda *given: None) == one
         first.close()
     loaded = [name for what, name in vllm.moves if what == "load"]
