@@ -1,6 +1,7 @@
 """A person reviews two runs in the real Prefect UI: one is approved and released, the other rejected; neither trains again."""
 
 import json
+from contextlib import suppress
 
 import pytest
 from serving_runs import start, state, task_states, until, worker
@@ -42,9 +43,18 @@ def decide(page, server, run, decision, reviewer, reason):
     assert form.is_visible()  # the server does not take an answer without a reason
     why.fill(reason)
     text = form.inner_text()
-    form.get_by_role("button", name="Submit").click()
-    form.wait_for(state="hidden")
+    until(lambda: submitted(form), 120)
     return text
+
+
+def submitted(form):
+    """Click as often as a person would: the form takes no click while it waits for the reply to the one before."""
+    from playwright.sync_api import TimeoutError as TooLate
+
+    with suppress(TooLate):
+        form.get_by_role("button", name="Submit").click(timeout=5_000)
+        form.wait_for(state="hidden", timeout=10_000)
+    return not form.is_visible()
 
 
 @pytest.fixture
