@@ -3,10 +3,20 @@
 from pathlib import Path
 from typing import NamedTuple
 
+import pytest
 import tiny
 
 from tasks.core.contract import Execution, Run
 from tasks.train import RewardSpec, SftSpec
+
+QUIET = [
+    pytest.mark.filterwarnings("ignore::FutureWarning:transformers"),
+    pytest.mark.filterwarnings("ignore::DeprecationWarning"),
+    pytest.mark.filterwarnings("ignore::UserWarning"),
+    pytest.mark.filterwarnings("ignore::SyntaxWarning"),
+    pytest.mark.filterwarnings("ignore:The following (rank|alpha)_pattern:RuntimeWarning"),
+]
+"""what libraries warn of while a model is set up, and nothing that we count"""
 
 
 class TinyBase(NamedTuple):

@@ -5,18 +5,12 @@ import os
 os.environ["HF_HUB_OFFLINE"] = "1"
 
 import pytest
-from shaping import method_of, model_of, write_base
+from shaping import QUIET, method_of, model_of, write_base
 
 from tasks.memory import HEAD_TOKENS, Work, activations, kept, key_value_cache, logits, weights
 from tasks.shapes import of_folder, of_parameters
 
-pytestmark = [
-    pytest.mark.filterwarnings("ignore::FutureWarning:transformers"),
-    pytest.mark.filterwarnings("ignore::DeprecationWarning"),
-    pytest.mark.filterwarnings("ignore::UserWarning"),
-    pytest.mark.filterwarnings("ignore::SyntaxWarning"),
-    pytest.mark.filterwarnings("ignore:The following (rank|alpha)_pattern:RuntimeWarning"),
-]
+pytestmark = QUIET
 
 
 @pytest.fixture(scope="module")

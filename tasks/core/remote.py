@@ -13,10 +13,6 @@ class Remote:
         """`url` is any fsspec URL of a folder."""
         self._files, self._root = fsspec.core.url_to_fs(url)
 
-    def has(self, kind: str, key: str) -> bool:
-        """Whether a finished artifact is known to be there: its manifest came last.  A storage that is away has none."""
-        return self._files.exists(self._manifest(kind, key))
-
     def lacks(self, kind: str, key: str) -> bool:
         """Whether it is known not to be there.  Raises the file system's own error where that cannot be told."""
         try:
@@ -37,8 +33,8 @@ class Remote:
             self._files.put_file(str(path / name), f"{there}/{name}")
 
     def pull(self, kind: str, key: str, into: Path) -> bool:
-        """Copy the artifact to `into/key`; False where there is none."""
-        if not self.has(kind, key):
+        """Copy the artifact to `into/key`; False where there is none, or the storage is away.  A manifest comes last."""
+        if not self._files.exists(self._manifest(kind, key)):
             return False
         (into / key).parent.mkdir(parents=True, exist_ok=True)
         self._files.get(f"{self._root}/{kind}/{key}/", f"{into / key}/", recursive=True)

@@ -207,10 +207,10 @@ def _curve(history: Sequence[dict[str, float]]) -> list[Any]:
     kept = (*_CURVE_FIELDS, "rewards/chosen", "rewards/rejected", "rewards/margins", "rewards/accuracies")
     named = [[*kept, *sorted(name for name in row if name.startswith(REWARD_OF))] for row in rows]
     curve = [{"step": row["step"], **{n: row[n] for n in names if n in row}} for names, row in zip(named, rows, strict=True)]
-    return [*map(_numbers, curve)]
+    return [*map(numbers, curve)]
 
 
-def _numbers(row: Mapping[str, Any]) -> dict[str, Any]:
+def numbers(row: Mapping[str, Any]) -> dict[str, Any]:
     """`row` of a curve without what is infinite or NaN, such as the mean of a rule that had nothing to say in a step."""
     return {name: value for name, value in row.items() if not isinstance(value, float) or math.isfinite(value)}
 

@@ -9,7 +9,6 @@ from collections.abc import Mapping
 from contextlib import closing
 from dataclasses import replace
 from functools import partial
-from math import isfinite
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -29,7 +28,7 @@ from tasks.training.adapters import Start, start
 from tasks.training.checkpoints import newest_complete
 from tasks.training.data import encode_pairs, read_rows
 from tasks.training.engines import engine
-from tasks.training.fit import CURVE, Quiet, able, arguments, fit, row_metrics
+from tasks.training.fit import CURVE, Quiet, able, arguments, fit, numbers, row_metrics
 from tasks.training.methods.table import BUILDERS
 from tasks.training.objective import next_coefficient, policy_loss, value_loss
 from tasks.training.practice import HELDOUT, Iteration, Practice, at_end, clearance_of
@@ -164,14 +163,14 @@ class _Ppo(Quiet, Trainer):
         """Keep the curve so far in the work folder, and rows that have not become part of it."""
         rows: list[Any] = [row for row in self.state.log_history if "loss" in row]
         rows += [{"step": self.state.global_step, **row} for row in more]
-        write_json(self._run.work / CURVE, [{name: value for name, value in row.items() if isfinite(value)} for row in rows])
+        write_json(self._run.work / CURVE, [*map(numbers, rows)])
 
     def _guarded(self, row: Mapping[str, float], check: Any) -> None:  # noqa: ANN401
         """Run `check`; if it ends the run, keep the curve up to the numbers that did."""
         try:
             check()
         except GateError:
-            shown = {name: value for name, value in row.items() if isfinite(value)}
+            shown = numbers(row)
             self._run.progress(Progress(self.state.global_step, self.state.max_steps, shown))
             self.keep_curve(shown)
             raise
