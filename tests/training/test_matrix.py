@@ -338,6 +338,11 @@ def test_fused_experts_take_a_plain_update_only_and_the_rest_of_the_model_any(ma
     assert metrics["last_loss"] < metrics["first_loss"]
 
 
+def test_the_inner_activation_of_fused_experts_cannot_be_scaled(matrix, tmp_path):
+    with pytest.raises(SpecError, match=r"the experts of mixtral are fused tensors, .* use lora"):
+        matrix.run("sft", matrix.spec("sft", "ia3"), matrix.base("mixtral"), tmp_path)
+
+
 @pytest.mark.parametrize("kind", ["llama", "gpt2"])
 def test_loftq_starts_nearer_to_the_unquantised_model_than_qlora(matrix, tmp_path, kind):
     """What the method is for; measured on the logits before the first step."""
